@@ -1,0 +1,1 @@
+"""The asyncio shell: listen, TLS, authenticate, relay, gate, workers."""

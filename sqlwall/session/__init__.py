@@ -1,0 +1,1 @@
+"""One conversation between a client and a server, sans-I/O: messages and verdicts in, bytes out."""

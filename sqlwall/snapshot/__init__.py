@@ -1,0 +1,1 @@
+"""What a transaction changed, measured by the server's own witnesses, and whether it is covered. Pure."""

@@ -1,0 +1,1 @@
+"""Durable state: agents and the audit chain."""
