@@ -58,7 +58,14 @@ class StoreError(SqlwallError):
 
 
 class UpstreamError(SqlwallError):
-    """The PostgreSQL server cannot be reached, or refused our login."""
+    """The PostgreSQL server cannot be reached, or refused our login.
+
+    `sqlstate` is the server's own where it gave one, otherwise 08001 (cannot connect) or 08P01 (it broke the protocol).
+    """
+
+    def __init__(self, message: str, sqlstate: str = "08001") -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 class AuthenticationError(SqlwallError):

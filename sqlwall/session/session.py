@@ -480,7 +480,8 @@ def _reserved_name() -> Refusal:
 
 def _function_call() -> Refusal:
     return _structural(
-        sqlstate.INSUFFICIENT_PRIVILEGE, "function-call", "the FunctionCall message [function-call]: it carries no SQL to judge",
+        sqlstate.INSUFFICIENT_PRIVILEGE, "function-call",
+        "the FunctionCall message [function-call]: it carries no SQL to judge",
         "Use SELECT function(...) instead.",
     )  # fmt: skip
 
