@@ -37,6 +37,7 @@ class Verdict:
 
     `reason` finishes the first line of the error ("no WHERE clause"); `operation` and `target` name the effect that
     decided. `snapshot` is REQUIRED if any effect needs one. `retryable` tells an agent whether the same text may pass.
+    `judged` is what enforce mode says: the same as `action` there, and what the record shows in the other modes.
     """
 
     action: Action
@@ -49,3 +50,4 @@ class Verdict:
     limits: Limits = Limits()
     retryable: bool = False
     warning: str = ""
+    judged: Action = Action.ALLOW

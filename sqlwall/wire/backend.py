@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final
 
 from sqlwall.errors import ProtocolError
-from sqlwall.wire.frames import (
+from sqlwall.wire.body import (
     BodyReader,
-    Frame,
     c_string,
     frame_bytes,
     int16_bytes,
     int32_bytes,
     uint16_bytes,
     uint32_bytes,
+    value_bytes,
 )
+from sqlwall.wire.frames import Frame
 from sqlwall.wire.startup import MAX_CANCEL_KEY_LENGTH, MIN_CANCEL_KEY_LENGTH
 
 PARSE_COMPLETE: Final = 0x31
@@ -36,7 +37,6 @@ COPY_OUT_RESPONSE: Final = 0x48
 EMPTY_QUERY_RESPONSE: Final = 0x49
 BACKEND_KEY_DATA: Final = 0x4B
 NOTICE_RESPONSE: Final = 0x4E
-AUTHENTICATION: Final = 0x52
 PARAMETER_STATUS: Final = 0x53
 ROW_DESCRIPTION: Final = 0x54
 FUNCTION_CALL_RESPONSE: Final = 0x56
@@ -62,6 +62,9 @@ BARE_REPLIES: Final = frozenset(
     }
 )
 
+#: A row count is a uint64 (tcop/cmdtag.c).
+MAX_ROW_COUNT_DIGITS: Final = 20
+
 #: Commands whose tag ends in a number of rows (tcop/cmdtaglist.h, the column rowcount).
 _COUNTED_COMMANDS: Final = frozenset(
     {b"COPY", b"DELETE", b"FETCH", b"INSERT", b"MERGE", b"MOVE", b"SELECT", b"UPDATE"}
@@ -74,62 +77,6 @@ class TransactionStatus(Enum):
     IDLE = 0x49
     IN_TRANSACTION = 0x54
     FAILED = 0x45
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationOk:
-    """The login is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationCleartextPassword:
-    """The server wants the password itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationMD5Password:
-    """The server wants an MD5 digest over password, user and `salt`."""
-
-    salt: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationSASL:
-    """The server offers SASL mechanisms, the preferred one first."""
-
-    mechanisms: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationSASLContinue:
-    """A step of the SASL exchange."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationSASLFinal:
-    """The last step of the SASL exchange: the server's proof."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationUnsupported:
-    """A method that sqlwall does not speak (Kerberos, GSSAPI, SSPI): the number in the request."""
-
-    method: int
-
-
-Authentication: TypeAlias = (
-    AuthenticationOk
-    | AuthenticationCleartextPassword
-    | AuthenticationMD5Password
-    | AuthenticationSASL
-    | AuthenticationSASLContinue
-    | AuthenticationSASLFinal
-    | AuthenticationUnsupported
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,39 +162,6 @@ class NotificationResponse:
     payload: bytes
 
 
-def decode_authentication(frame: Frame) -> Authentication:
-    """Decodes an authentication request."""
-    body = _body(frame, AUTHENTICATION)
-    method = body.uint32()
-    answer: Authentication
-    if method == 0:
-        answer = AuthenticationOk()
-    elif method == 3:
-        answer = AuthenticationCleartextPassword()
-    elif method == 5:
-        answer = AuthenticationMD5Password(body.take(4))
-    elif method == 10:
-        answer = AuthenticationSASL(_mechanisms(body))
-    elif method == 11:
-        answer = AuthenticationSASLContinue(body.rest())
-    elif method == 12:
-        answer = AuthenticationSASLFinal(body.rest())
-    else:
-        body.rest()
-        answer = AuthenticationUnsupported(method)
-    body.finish()
-    return answer
-
-
-def _mechanisms(body: BodyReader) -> tuple[bytes, ...]:
-    mechanisms: list[bytes] = []
-    while True:
-        mechanism = body.string()
-        if not mechanism:
-            return tuple(mechanisms)
-        mechanisms.append(mechanism)
-
-
 def decode_parameter_status(frame: Frame) -> ParameterStatus:
     """Decodes a ParameterStatus."""
     body = _body(frame, PARAMETER_STATUS)
@@ -309,7 +223,7 @@ def command_rows(tag: bytes) -> int | None:
     if len(words) < 2 or words[0] not in _COUNTED_COMMANDS:
         return None
     count = words[len(words) - 1]
-    return int(count) if count.isdigit() else None
+    return int(count) if count.isdigit() and len(count) <= MAX_ROW_COUNT_DIGITS else None
 
 
 def decode_row_description(frame: Frame) -> tuple[FieldDescription, ...]:
@@ -396,37 +310,6 @@ def _unexpected(frame: Frame) -> ProtocolError:
     return ProtocolError(f"unexpected backend message type {frame.type_code}")
 
 
-def authentication_ok() -> bytes:
-    """Encodes an AuthenticationOk."""
-    return frame_bytes(AUTHENTICATION, uint32_bytes(0))
-
-
-def authentication_cleartext_password() -> bytes:
-    """Encodes an AuthenticationCleartextPassword."""
-    return frame_bytes(AUTHENTICATION, uint32_bytes(3))
-
-
-def authentication_md5_password(salt: bytes) -> bytes:
-    """Encodes an AuthenticationMD5Password; the salt has four bytes."""
-    return frame_bytes(AUTHENTICATION, uint32_bytes(5) + salt)
-
-
-def authentication_sasl(mechanisms: Sequence[bytes]) -> bytes:
-    """Encodes an AuthenticationSASL."""
-    names = b"".join([c_string(mechanism) for mechanism in mechanisms])
-    return frame_bytes(AUTHENTICATION, uint32_bytes(10) + names + b"\0")
-
-
-def authentication_sasl_continue(data: bytes) -> bytes:
-    """Encodes an AuthenticationSASLContinue."""
-    return frame_bytes(AUTHENTICATION, uint32_bytes(11) + data)
-
-
-def authentication_sasl_final(data: bytes) -> bytes:
-    """Encodes an AuthenticationSASLFinal."""
-    return frame_bytes(AUTHENTICATION, uint32_bytes(12) + data)
-
-
 def parameter_status(name: bytes, value: bytes) -> bytes:
     """Encodes a ParameterStatus."""
     return frame_bytes(PARAMETER_STATUS, c_string(name) + c_string(value))
@@ -443,17 +326,63 @@ def ready_for_query(status: TransactionStatus) -> bytes:
     return b"Z\0\0\0\5" + bytes((code,))
 
 
-def diagnostic_fields(
+def error_response(
+    *,
     sqlstate: str,
     message: str,
-    *,
     severity: str = "ERROR",
     detail: str = "",
     hint: str = "",
     position: int = 0,
     constraint: str = "",
+) -> bytes:
+    """Encodes an ErrorResponse. Empty texts and a position of 0 are left out."""
+    fields = diagnostic_fields(
+        sqlstate=sqlstate,
+        message=message,
+        severity=severity,
+        detail=detail,
+        hint=hint,
+        position=position,
+        constraint=constraint,
+    )
+    return diagnostics(ERROR_RESPONSE, fields)
+
+
+def notice_response(
+    *,
+    sqlstate: str,
+    message: str,
+    severity: str = "NOTICE",
+    detail: str = "",
+    hint: str = "",
+    position: int = 0,
+    constraint: str = "",
+) -> bytes:
+    """Encodes a NoticeResponse. Empty texts and a position of 0 are left out."""
+    fields = diagnostic_fields(
+        sqlstate=sqlstate,
+        message=message,
+        severity=severity,
+        detail=detail,
+        hint=hint,
+        position=position,
+        constraint=constraint,
+    )
+    return diagnostics(NOTICE_RESPONSE, fields)
+
+
+def diagnostic_fields(
+    *,
+    sqlstate: str,
+    message: str,
+    severity: str,
+    detail: str = "",
+    hint: str = "",
+    position: int = 0,
+    constraint: str = "",
 ) -> tuple[tuple[str, bytes], ...]:
-    """Fields in the order in which PostgreSQL sends them. Empty texts and a position of 0 are left out."""
+    """The fields that are not empty, in the order in which PostgreSQL sends them."""
     fields = [("S", severity), ("V", severity), ("C", sqlstate), ("M", message)]
     if detail:
         fields.append(("D", detail))
@@ -471,23 +400,14 @@ def _field_text(text: str) -> bytes:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace")
 
 
-def error_response(fields: Sequence[tuple[str, bytes]]) -> bytes:
-    """Encodes an ErrorResponse."""
-    return frame_bytes(ERROR_RESPONSE, _diagnostics_bytes(fields))
-
-
-def notice_response(fields: Sequence[tuple[str, bytes]]) -> bytes:
-    """Encodes a NoticeResponse."""
-    return frame_bytes(NOTICE_RESPONSE, _diagnostics_bytes(fields))
-
-
-def _diagnostics_bytes(fields: Sequence[tuple[str, bytes]]) -> bytes:
+def diagnostics(type_code: int, fields: Sequence[tuple[str, bytes]]) -> bytes:
+    """Encodes an ErrorResponse or NoticeResponse, as `type_code` says, of these fields in this order."""
     parts: list[bytes] = []
     for code, text in fields:
         if code == "\0":
             raise ValueError("a field code of NUL would end the message")
         parts.append(code.encode("latin-1") + c_string(text))
-    return b"".join(parts) + b"\0"
+    return frame_bytes(type_code, b"".join(parts) + b"\0")
 
 
 def command_complete(tag: bytes) -> bytes:
@@ -519,8 +439,9 @@ def parameter_description(types: Sequence[int]) -> bytes:
 
 def data_row(values: Sequence[bytes | None]) -> bytes:
     """Encodes a DataRow; None is NULL."""
-    parts = [b"\xff\xff\xff\xff" if value is None else int32_bytes(len(value)) + value for value in values]
-    return frame_bytes(DATA_ROW, uint16_bytes(len(values)) + b"".join(parts))
+    return frame_bytes(
+        DATA_ROW, uint16_bytes(len(values)) + b"".join([value_bytes(value) for value in values])
+    )
 
 
 def notification_response(process_id: int, channel: bytes, payload: bytes) -> bytes:

@@ -69,15 +69,19 @@ class Chunk:
     """A run of bytes of relayed messages, cut anywhere: DataRow and CopyData, to be forwarded as they are.
 
     `rows` and `copy_rows` count the DataRow and CopyData messages whose last byte is in `raw`. A backend sends one
-    CopyData per row; a frontend cuts its CopyData where it likes.
+    CopyData per row; a frontend cuts its CopyData where it likes. `head` is how many bytes at the start belong to a
+    message of which earlier chunks hold the beginning, and `is_open` says that later ones hold the end of the last:
+    who stops relaying must still hand out the `head`s until that message is whole.
     """
 
-    __slots__ = ("copy_rows", "raw", "rows")
+    __slots__ = ("copy_rows", "head", "is_open", "raw", "rows")
 
-    def __init__(self, raw: bytes, rows: int, copy_rows: int) -> None:
+    def __init__(self, raw: bytes, rows: int, copy_rows: int, head: int = 0, is_open: bool = False) -> None:
         self.raw: Final = raw
         self.rows: Final = rows
         self.copy_rows: Final = copy_rows
+        self.head: Final = head
+        self.is_open: Final = is_open
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -85,6 +89,8 @@ class Chunk:
             and self.raw == other.raw
             and self.rows == other.rows
             and self.copy_rows == other.copy_rows
+            and self.head == other.head
+            and self.is_open == other.is_open
         )
 
     def __hash__(self) -> int:
@@ -111,6 +117,16 @@ def _limit_table(large: bytes, small: bytes) -> tuple[int, ...]:
 _FRONTEND_LIMITS: Final = _limit_table(large=b"QFBPd", small=b"XCDEHScf")
 #: libpq/protocol.h, what a backend may send. Error texts, notices and descriptions have no smaller bound of their own.
 _BACKEND_LIMITS: Final = _limit_table(large=b"DdENATtVSRv", small=b"ZC123nsIGHWcK")
+
+
+def _relay_table(codes: bytes) -> bytes:
+    """A byte per type, 1 for those that are relayed in runs."""
+    return bytes([1 if code in codes else 0 for code in range(256)])
+
+
+#: 'D' from a frontend is Describe.
+_FRONTEND_RELAYED: Final = _relay_table(bytes((_COPY_DATA,)))
+_BACKEND_RELAYED: Final = _relay_table(bytes((_DATA_ROW, _COPY_DATA)))
 
 
 def _refusal(side: Side, code: int, length: int, limit: int) -> ProtocolError:
@@ -269,8 +285,7 @@ class Scanner:
         self._side: Final = side
         self._largest: Final = largest
         self._limits: Final = _FRONTEND_LIMITS if side is Side.FRONTEND else _BACKEND_LIMITS
-        # 'D' from a frontend is Describe.
-        self._row_code: Final = _COPY_DATA if side is Side.FRONTEND else _DATA_ROW
+        self._relayed: Final = _FRONTEND_RELAYED if side is Side.FRONTEND else _BACKEND_RELAYED
         self._partial = bytearray()
         self._needed = 0
         self._relay_code = 0
@@ -300,23 +315,28 @@ class Scanner:
         return events
 
     def _cut(self, data: bytes, position: int, events: list[Event]) -> None:
-        start = position
-        end = len(data)
-        rows = 0
-        copy_rows = 0
-        row_code = self._row_code
         if self._relay_left > 0:
-            stop = position + self._relay_left
-            if stop > end:
-                self._relay_left = stop - end
-                events.append(Chunk(data[start:], 0, 0))
-                return
-            self._relay_left = 0
-            position = stop
-            if self._relay_code == _COPY_DATA:
-                copy_rows = 1
-            else:
-                rows = 1
+            self._relay(data, position, events)
+            return
+        self._cut_run(data, position, position, events)
+
+    def _relay(self, data: bytes, position: int, events: list[Event]) -> None:
+        """Hands on the rest of a relayed message, and the run that follows it."""
+        stop = position + self._relay_left
+        if stop > len(data):
+            self._relay_left = stop - len(data)
+            events.append(Chunk(data[position:], 0, 0, len(data) - position, is_open=True))
+            return
+        self._relay_left = 0
+        self._cut_run(data, position, stop, events)
+
+    def _cut_run(self, data: bytes, start: int, position: int, events: list[Event]) -> None:
+        """Cuts from `position`. If that is behind `start`, the end of a relayed message lies between them."""
+        head = position - start
+        copy_rows = 1 if head > 0 and self._relay_code == _COPY_DATA else 0
+        rows = 1 - copy_rows if head > 0 else 0
+        end = len(data)
+        relayed = self._relayed
         while end - position >= HEADER_LENGTH:
             code = data[position]
             length = (
@@ -325,16 +345,14 @@ class Scanner:
                 | (data[position + 3] << 8)
                 | data[position + 4]
             )
-            if code != row_code and code != _COPY_DATA:
+            if relayed[code] == 0:
                 if position > start:
-                    events.append(Chunk(data[start:position], rows, copy_rows))
-                    rows = 0
-                    copy_rows = 0
-                    start = position
-                position = self._cut_frame(data, position, code, length, events)
-                if position == start:
+                    events.append(Chunk(data[start:position], rows, copy_rows, head))
+                    rows = copy_rows = head = 0
+                start = self._cut_frame(data, position, code, length, events)
+                if start == position:
                     return
-                start = position
+                position = start
                 continue
             if length < 4 or length > PQ_LARGE_MESSAGE_LIMIT:
                 self._fail(code, length)
@@ -350,7 +368,7 @@ class Scanner:
             else:
                 rows += 1
         if position > start:
-            events.append(Chunk(data[start:position], rows, copy_rows))
+            events.append(Chunk(data[start:position], rows, copy_rows, head, self._relay_left > 0))
         if position < end and self.failure is None:
             self._hold_header(data[position:])
 
@@ -386,7 +404,7 @@ class Scanner:
                 return taken
             code = partial[0]
             length = int.from_bytes(partial[1:HEADER_LENGTH], "big")
-            if code in (self._row_code, _COPY_DATA):
+            if self._relayed[code] != 0:
                 self._relay_header(code, length, events)
                 return taken
             if length < 4 or length > self._limits[code] or length > self._largest:
@@ -406,8 +424,8 @@ class Scanner:
             self._fail(code, length)
             return
         ended = 1 if length == 4 else 0
-        is_copy = code == _COPY_DATA
-        events.append(Chunk(bytes(self._partial), 0 if is_copy else ended, ended if is_copy else 0))
+        copy_rows = ended if code == _COPY_DATA else 0
+        events.append(Chunk(bytes(self._partial), ended - copy_rows, copy_rows, 0, is_open=ended == 0))
         self._partial = bytearray()
         self._relay_code = code
         self._relay_left = length - 4
@@ -429,119 +447,3 @@ class FrontendScanner(Scanner):
 
     def __init__(self, largest: int = PQ_LARGE_MESSAGE_LIMIT) -> None:
         super().__init__(Side.FRONTEND, largest)
-
-
-class BodyReader:
-    """Takes a frame's body apart from front to back, in the manner and with the words of libpq/pqformat.c.
-
-    Every method raises ProtocolError where the body does not hold what is asked for. End with `finish`.
-    """
-
-    def __init__(self, frame: Frame) -> None:
-        self._raw: Final = frame.raw
-        self._position = HEADER_LENGTH
-
-    def byte(self) -> int:
-        """One byte, as pq_getmsgbyte()."""
-        if self._position >= len(self._raw):
-            raise ProtocolError("no data left in message")
-        value = self._raw[self._position]
-        self._position += 1
-        return value
-
-    def uint16(self) -> int:
-        """A count, 0 to 65535."""
-        raw = self._raw
-        position = self._position
-        if len(raw) - position < 2:
-            raise ProtocolError("insufficient data left in message")
-        self._position = position + 2
-        return (raw[position] << 8) | raw[position + 1]
-
-    def int16(self) -> int:
-        """A format code, attribute number or type size."""
-        value = self.uint16()
-        return value - 0x10000 if value >= 0x8000 else value
-
-    def uint32(self) -> int:
-        """An object id."""
-        raw = self._raw
-        position = self._position
-        if len(raw) - position < 4:
-            raise ProtocolError("insufficient data left in message")
-        self._position = position + 4
-        return (
-            (raw[position] << 24) | (raw[position + 1] << 16) | (raw[position + 2] << 8) | raw[position + 3]
-        )
-
-    def int32(self) -> int:
-        """A length (-1 is NULL), row count or type modifier."""
-        value = self.uint32()
-        return value - 0x100000000 if value >= 0x80000000 else value
-
-    def take(self, length: int) -> bytes:
-        """Exactly `length` bytes, as pq_getmsgbytes()."""
-        position = self._position
-        if length < 0 or length > len(self._raw) - position:
-            raise ProtocolError("insufficient data left in message")
-        self._position = position + length
-        return self._raw[position : position + length]
-
-    def rest(self) -> bytes:
-        """All that is left."""
-        return self.take(len(self._raw) - self._position)
-
-    def string(self) -> bytes:
-        """A C string, without its NUL, as pq_getmsgrawstring()."""
-        position = self._position
-        stop = self._raw.find(b"\0", position)
-        if stop < 0:
-            raise ProtocolError("invalid string in message")
-        self._position = stop + 1
-        return self._raw[position:stop]
-
-    def value(self) -> bytes | None:
-        """A length and that many bytes; None for the length -1."""
-        length = self.int32()
-        return None if length == -1 else self.take(length)
-
-    def has_more(self) -> bool:
-        """Whether the body goes on."""
-        return self._position < len(self._raw)
-
-    def finish(self) -> None:
-        """The body must end here, as pq_getmsgend()."""
-        if self._position != len(self._raw):
-            raise ProtocolError("invalid message format")
-
-
-def frame_bytes(type_code: int, body: bytes) -> bytes:
-    """One encoded message."""
-    return bytes((type_code,)) + (len(body) + 4).to_bytes(4, "big") + body
-
-
-def c_string(text: bytes) -> bytes:
-    """`text` and its NUL. A NUL inside would end the string early and turn the rest into something else."""
-    if b"\0" in text:
-        raise ValueError("a C string cannot hold a NUL")
-    return text + b"\0"
-
-
-def int16_bytes(value: int) -> bytes:
-    """Two bytes, big-endian, signed."""
-    return value.to_bytes(2, "big", signed=True)
-
-
-def uint16_bytes(value: int) -> bytes:
-    """Two bytes, big-endian, for counts."""
-    return value.to_bytes(2, "big")
-
-
-def int32_bytes(value: int) -> bytes:
-    """Four bytes, big-endian, signed."""
-    return value.to_bytes(4, "big", signed=True)
-
-
-def uint32_bytes(value: int) -> bytes:
-    """Four bytes, big-endian, for object ids."""
-    return value.to_bytes(4, "big")

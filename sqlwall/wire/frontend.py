@@ -13,16 +13,17 @@ from enum import Enum
 from typing import Final, TypeAlias
 
 from sqlwall.errors import ProtocolError
-from sqlwall.wire.frames import (
+from sqlwall.wire.body import (
     BodyReader,
-    Frame,
     c_string,
     frame_bytes,
     int16_bytes,
     int32_bytes,
     uint16_bytes,
     uint32_bytes,
+    value_bytes,
 )
+from sqlwall.wire.frames import Frame
 
 BIND: Final = 0x42
 CLOSE: Final = 0x43
@@ -37,7 +38,6 @@ TERMINATE: Final = 0x58
 COPY_DONE: Final = 0x63
 COPY_DATA: Final = 0x64
 COPY_FAIL: Final = 0x66
-PASSWORD: Final = 0x70
 
 
 class Kind(Enum):
@@ -56,10 +56,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Parse:
-    """Prepares `text` under `name` (empty: the unnamed statement). A type of 0 is left to the server."""
+    """Prepares `query` under `name` (empty: the unnamed statement). A type of 0 is left to the server."""
 
     name: bytes
-    text: bytes
+    query: bytes
     parameter_types: tuple[int, ...]
 
 
@@ -145,28 +145,6 @@ class Terminate:
     """The client leaves."""
 
 
-@dataclass(frozen=True, slots=True)
-class PasswordMessage:
-    """An answer to an authentication request, not taken apart: only the request tells what it is."""
-
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SASLInitialResponse:
-    """The mechanism the client picked, and its first message if it has one."""
-
-    mechanism: bytes
-    response: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class SASLResponse:
-    """A later message of a SASL exchange."""
-
-    data: bytes
-
-
 FrontendMessage: TypeAlias = (
     Query
     | Parse
@@ -181,12 +159,14 @@ FrontendMessage: TypeAlias = (
     | CopyFail
     | FunctionCall
     | Terminate
-    | PasswordMessage
 )
 
 
 def decode(frame: Frame) -> FrontendMessage:
-    """What the frame says; ProtocolError if it says it wrongly or is no frontend message."""
+    """What the frame says; ProtocolError if it says it wrongly or is no frontend message.
+
+    A 'p' is none: once the login is done PostgreSQL does not know it. `authentication` reads those.
+    """
     code = frame.type_code
     if code == BIND:
         return decode_bind(frame)
@@ -222,8 +202,6 @@ def _decode_rare(frame: Frame) -> FrontendMessage:
     if code == TERMINATE:
         BodyReader(frame).finish()
         return Terminate()
-    if code == PASSWORD:
-        return PasswordMessage(frame.body)
     raise ProtocolError(f"invalid frontend message type {code}")
 
 
@@ -244,10 +222,10 @@ def decode_parse(frame: Frame) -> Parse:
     """Decodes a Parse."""
     body = BodyReader(frame)
     name = body.string()
-    text = body.string()
+    query_text = body.string()
     types = tuple([body.uint32() for _ in range(body.uint16())])
     body.finish()
-    return Parse(name, text, types)
+    return Parse(name, query_text, types)
 
 
 def decode_bind(frame: Frame) -> Bind:
@@ -258,12 +236,33 @@ def decode_bind(frame: Frame) -> Bind:
     parameter_formats = _formats(body)
     parameters = _values(body)
     if len(parameter_formats) > 1 and len(parameter_formats) != len(parameters):
-        raise ProtocolError(
-            f"bind message has {len(parameter_formats)} parameter formats but {len(parameters)} parameters"
-        )
+        raise _format_mismatch(len(parameter_formats), len(parameters))
     result_formats = _formats(body)
     body.finish()
     return Bind(portal, statement, parameter_formats, parameters, result_formats)
+
+
+def bind_names(frame: Frame) -> tuple[bytes, bytes]:
+    """Portal and statement of a Bind, checked as `decode_bind` checks but without taking the values out."""
+    body = BodyReader(frame)
+    portal = body.string()
+    statement = body.string()
+    formats = body.uint16()
+    body.skip(2 * formats)
+    parameters = body.uint16()
+    for _ in range(parameters):
+        length = body.int32()
+        if length != -1:
+            body.skip(length)
+    if formats > 1 and formats != parameters:
+        raise _format_mismatch(formats, parameters)
+    body.skip(2 * body.uint16())
+    body.finish()
+    return portal, statement
+
+
+def _format_mismatch(formats: int, parameters: int) -> ProtocolError:
+    return ProtocolError(f"bind message has {formats} parameter formats but {parameters} parameters")
 
 
 def decode_describe(frame: Frame) -> Describe:
@@ -293,6 +292,24 @@ def decode_execute(frame: Frame) -> Execute:
     return Execute(portal, max_rows)
 
 
+def execute_portal(frame: Frame) -> bytes:
+    """The portal of an Execute, checked as `decode_execute` checks."""
+    body = BodyReader(frame)
+    portal = body.string()
+    body.skip(4)
+    body.finish()
+    return portal
+
+
+def kind_and_name(frame: Frame) -> tuple[bytes, bytes]:
+    """What a Describe or Close names, as `b"S"` or `b"P"` and the name, checked as their decoders check."""
+    body = BodyReader(frame)
+    kind = _kind(body, "DESCRIBE" if frame.type_code == DESCRIBE else "CLOSE")
+    name = body.string()
+    body.finish()
+    return _kind_byte(kind), name
+
+
 def decode_copy_fail(frame: Frame) -> CopyFail:
     """Decodes a CopyFail."""
     body = BodyReader(frame)
@@ -314,37 +331,6 @@ def decode_function_call(frame: Frame) -> FunctionCall:
     result_format = body.int16()
     body.finish()
     return FunctionCall(function, formats, arguments, result_format)
-
-
-def decode_sasl_initial_response(frame: Frame) -> SASLInitialResponse:
-    """Reads a 'p' message as the answer to AuthenticationSASL."""
-    _require_password_type(frame)
-    body = BodyReader(frame)
-    mechanism = body.string()
-    response = body.value()
-    body.finish()
-    return SASLInitialResponse(mechanism, response)
-
-
-def decode_sasl_response(frame: Frame) -> SASLResponse:
-    """Reads a 'p' message as the answer to AuthenticationSASLContinue."""
-    _require_password_type(frame)
-    return SASLResponse(frame.body)
-
-
-def decode_password(frame: Frame) -> bytes:
-    """Reads a 'p' message as the answer to a request for a password."""
-    _require_password_type(frame)
-    body = BodyReader(frame)
-    secret = body.string()
-    if body.has_more():
-        raise ProtocolError("invalid password packet size")
-    return secret
-
-
-def _require_password_type(frame: Frame) -> None:
-    if frame.type_code != PASSWORD:
-        raise ProtocolError(f"expected password response, got message type {frame.type_code}")
 
 
 def _kind(body: BodyReader, message: str) -> Kind:
@@ -375,10 +361,12 @@ def query(text: bytes) -> bytes:
     return frame_bytes(QUERY, c_string(text))
 
 
-def parse(name: bytes, text: bytes, parameter_types: Sequence[int] = ()) -> bytes:
+def parse(name: bytes, query_text: bytes, parameter_types: Sequence[int] = ()) -> bytes:
     """Encodes a Parse."""
     types = b"".join([uint32_bytes(oid) for oid in parameter_types])
-    return frame_bytes(PARSE, c_string(name) + c_string(text) + uint16_bytes(len(parameter_types)) + types)
+    return frame_bytes(
+        PARSE, c_string(name) + c_string(query_text) + uint16_bytes(len(parameter_types)) + types
+    )
 
 
 def bind(
@@ -460,21 +448,6 @@ def function_call(
     )
 
 
-def password(secret: bytes) -> bytes:
-    """Encodes a PasswordMessage, the answer to a request for a cleartext or MD5 password."""
-    return frame_bytes(PASSWORD, c_string(secret))
-
-
-def sasl_initial_response(mechanism: bytes, response: bytes | None) -> bytes:
-    """Encodes a SASLInitialResponse."""
-    return frame_bytes(PASSWORD, c_string(mechanism) + _value_bytes(response))
-
-
-def sasl_response(data: bytes) -> bytes:
-    """Encodes a SASLResponse."""
-    return frame_bytes(PASSWORD, data)
-
-
 def _kind_byte(kind: Kind) -> bytes:
     return b"S" if kind is Kind.STATEMENT else b"P"
 
@@ -484,8 +457,4 @@ def _formats_bytes(formats: Sequence[int]) -> bytes:
 
 
 def _values_bytes(values: Sequence[bytes | None]) -> bytes:
-    return uint16_bytes(len(values)) + b"".join([_value_bytes(value) for value in values])
-
-
-def _value_bytes(value: bytes | None) -> bytes:
-    return b"\xff\xff\xff\xff" if value is None else int32_bytes(len(value)) + value
+    return uint16_bytes(len(values)) + b"".join([value_bytes(value) for value in values])

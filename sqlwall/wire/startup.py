@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from sqlwall.errors import ProtocolError
-from sqlwall.wire.frames import MAX_STARTUP_PACKET_LENGTH, c_string, frame_bytes, int32_bytes, uint32_bytes
+from sqlwall.wire.body import c_string, frame_bytes, int32_bytes, uint32_bytes
+from sqlwall.wire.frames import MAX_STARTUP_PACKET_LENGTH
 from sqlwall.wire.sqlstate import FEATURE_NOT_SUPPORTED
 
 PROTOCOL_3_0: Final = 0x00030000

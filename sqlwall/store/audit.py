@@ -1,0 +1,378 @@
+"""Writes the audit record: a chain of its own per process, and a thread that groups what many sessions submit.
+
+A record is durable when its future is done. A batch that failed was never chained: the next one takes its place, so an
+outage leaves no gap, only a `RESUMED` record that says it happened. While the store fails nothing is accepted for
+later: `submit` fails and `note` says no, and the statement that asked is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from sqlwall.errors import StoreError
+from sqlwall.store.chain import (
+    FIELDS,
+    NO_HASH,
+    STATEMENT_LIMIT,
+    AuditedText,
+    AuditKind,
+    AuditRecord,
+    Head,
+    StoredRecord,
+    chained,
+)
+from sqlwall.store.database import describe, writing
+from sqlwall.store.schema import AUDIT, HEADS
+from sqlwall.store.stamp import new_ulid
+
+__all__ = [
+    "STATEMENT_LIMIT",
+    "AuditKind",
+    "AuditLog",
+    "AuditRecord",
+    "AuditState",
+    "AuditWriter",
+    "AuditedText",
+    "Head",
+    "StoredRecord",
+]
+
+_COLUMNS: Final = (*FIELDS, "hash")
+_INSERT: Final = sa.insert(AUDIT)
+_INSERT_HEAD: Final = sa.insert(HEADS)
+_READ_HEAD: Final = sa.select(HEADS.c.sequence, HEADS.c.hash).where(HEADS.c.writer == sa.bindparam("of_writer"))
+_MOVE_HEAD: Final = (
+    sa.update(HEADS)
+    .where(HEADS.c.writer == sa.bindparam("of_writer"), HEADS.c.hash == sa.bindparam("old_hash"))
+    .values(sequence=sa.bindparam("new_sequence"), hash=sa.bindparam("new_hash"))
+)
+
+#: Commits whose answer never came that are remembered until the store says what became of them.
+_DOUBTS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A batch that may be durable although its commit failed, and where the chain ends if it is."""
+
+    records: Sequence[AuditRecord]
+    head: Head
+
+
+class AuditWriter:
+    """Appends to one chain. Not thread-safe, and of no use in a forked child: two processes would share a chain."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = new_ulid()
+        self._pid = os.getpid()
+        self._head: Head | None = None
+        self._doubts: deque[_Doubt] = deque(maxlen=_DOUBTS)
+
+    @property
+    def writer(self) -> str:
+        """The id of this chain."""
+        return self._writer
+
+    @property
+    def head(self) -> Head | None:
+        """The last record known to be durable; None before the first."""
+        return self._head
+
+    def append(self, records: Sequence[AuditRecord]) -> None:
+        """Chain `records` and make them durable in one transaction; the first call puts the genesis before them.
+
+        Raises StoreError if that failed; then none of them is in the chain, unless the store lost only the answer to
+        COMMIT. If so, the next call finds them, and skips those that it is given again.
+        """
+        if os.getpid() != self._pid:
+            raise StoreError("an audit chain belongs to the process that began it")
+        with writing(self._engine) as connection:
+            base, missing = self._settle(connection, records)
+            rows, head = self._chain(base, missing)
+            if rows:
+                connection.execute(_INSERT, rows)
+                self._move_head(connection, base, head)
+                # Only from here on can the transaction have become durable without our knowing.
+                self._doubts.append(_Doubt(tuple(missing), head))
+        self._head = head
+        self._doubts.clear()
+
+    def _settle(
+        self, connection: Connection, records: Sequence[AuditRecord]
+    ) -> tuple[Head | None, Sequence[AuditRecord]]:
+        """Where the chain ends, and which of `records` are not in it yet."""
+        if not self._doubts:
+            return self._head, records
+        row = connection.execute(_READ_HEAD, {"of_writer": self._writer}).one_or_none()
+        stored = None if row is None else Head(self._writer, row.sequence, row.hash)
+        if stored == self._head:
+            return stored, records
+        for doubt in self._doubts:
+            if doubt.head == stored:
+                durable = {id(record) for record in doubt.records}
+                return stored, [record for record in records if id(record) not in durable]
+        raise self._broken()
+
+    def _chain(self, base: Head | None, records: Sequence[AuditRecord]) -> tuple[list[dict[str, object]], Head]:
+        if base is None:
+            sequence, prev_hash = 0, NO_HASH
+            records = (AuditRecord(AuditKind.GENESIS), *records)
+        else:
+            sequence, prev_hash = base.sequence + 1, base.hash
+        rows: list[dict[str, object]] = []
+        for number, record in enumerate(records, sequence):
+            values = chained(record, self._writer, number, prev_hash)
+            rows.append(dict(zip(_COLUMNS, values, strict=True)))
+            prev_hash = str(values[-1])
+        return rows, Head(self._writer, sequence + len(rows) - 1, prev_hash)
+
+    def _move_head(self, connection: Connection, base: Head | None, head: Head) -> None:
+        if base is None:
+            connection.execute(
+                _INSERT_HEAD, {"writer": head.writer, "sequence": head.sequence, "hash": head.hash}
+            )
+            return
+        moved = connection.execute(
+            _MOVE_HEAD,
+            {
+                "of_writer": self._writer,
+                "old_hash": base.hash,
+                "new_sequence": head.sequence,
+                "new_hash": head.hash,
+            },
+        )
+        if moved.rowcount != 1:
+            raise self._broken()
+
+    def _broken(self) -> StoreError:
+        return StoreError(
+            f"store {describe(self._engine)}: someone changed the audit chain {self._writer} that this process writes"
+        )
+
+
+class AuditState(Enum):
+    """Whether records are accepted."""
+
+    HEALTHY = "healthy"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A record that waits, and who waits for it; no future for a note."""
+
+    record: AuditRecord
+    future: Future[None] | None
+    since: float
+
+
+class AuditLog:
+    """The front of an `AuditWriter`: any thread hands records in, one thread writes them in order.
+
+    `capacity` bounds the notes that wait; submits have as much again. `batch` and `linger` (seconds) say how many
+    notes, or for how long, may wait for company; a submit is written at once with all that came before it. A failed log
+    tries again every `retry` seconds, and whenever something is submitted.
+    """
+
+    def __init__(
+        self,
+        writer: AuditWriter,
+        *,
+        capacity: int = 8192,
+        batch: int = 512,
+        linger: float = 0.05,
+        retry: float = 1.0,
+    ) -> None:
+        self._writer = writer
+        self._capacity = capacity
+        self._batch = batch
+        self._linger = linger
+        self._retry = retry
+        self._queue: deque[_Entry] = deque()
+        self._wake = threading.Condition()
+        self._urgent = 0
+        self._state = AuditState.HEALTHY
+        self._is_closing = False
+        self._error = ""
+        self._retry_at = 0.0
+        self._current: list[_Entry] = []
+        self._failures = 0
+        self._outage = 0
+        self._written = 0
+        self._thread = threading.Thread(target=self._run, name="sqlwall-audit", daemon=True)
+        self._thread.start()
+
+    def submit(self, record: AuditRecord) -> Future[None]:
+        """Write `record` now. The future is done when it is durable; its exception is the StoreError if it is not.
+
+        It cannot be cancelled: a client that has gone away has not undone what it asked for.
+        """
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+        with self._wake:
+            refusal = self._refusal()
+            if refusal is None:
+                self._queue.append(_Entry(record, future, time.monotonic()))
+                self._urgent += 1
+                if self._urgent == 1:
+                    self._wake.notify()
+        if refusal is not None:
+            future.set_exception(refusal)
+        return future
+
+    def note(self, record: AuditRecord) -> bool:
+        """Write `record` soon. False means that it was not taken, and the statement must wait or be refused."""
+        with self._wake:
+            waiting = len(self._queue)
+            if self._state is not AuditState.HEALTHY or self._is_closing or waiting >= self._capacity:
+                return False
+            self._queue.append(_Entry(record, None, time.monotonic()))
+            if waiting == 0 or waiting + 1 == self._batch:
+                self._wake.notify()
+            return True
+
+    @property
+    def state(self) -> AuditState:
+        """Whether the last write succeeded."""
+        return self._state
+
+    @property
+    def error(self) -> str:
+        """Why the last write failed; empty when it did not."""
+        return self._error
+
+    @property
+    def failures(self) -> int:
+        """Failed writes so far."""
+        return self._failures
+
+    @property
+    def written(self) -> int:
+        """Records made durable so far."""
+        return self._written
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait for the next write."""
+        return len(self._queue)
+
+    @property
+    def head(self) -> Head | None:
+        """The last durable record of this process."""
+        return self._writer.head
+
+    def lag(self) -> float:
+        """Seconds that the oldest record that is not durable has waited; 0 if there is none."""
+        with self._wake:
+            oldest = self._current or self._queue
+            return time.monotonic() - oldest[0].since if oldest else 0.0
+
+    def close(self, timeout: float | None = None) -> None:
+        """Write what waits and end the thread. Raises StoreError if records were left unwritten."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise StoreError(f"the audit log did not close within {timeout} s")
+        if self._queue:
+            raise StoreError(f"{len(self._queue)} audit records could not be written: {self._error}")
+
+    def _refusal(self) -> StoreError | None:
+        if self._state is AuditState.CLOSED or self._is_closing:
+            return StoreError("the audit log is closed")
+        if len(self._queue) >= 2 * self._capacity:
+            return StoreError("the audit log is full: the store is too slow")
+        return None
+
+    def _run(self) -> None:
+        try:
+            while self._write_next():
+                pass
+        finally:
+            self._end()
+
+    def _write_next(self) -> bool:
+        """Wait for a batch, append it and answer those who wait; False after the last one."""
+        batch = self._next_batch()
+        records = [entry.record for entry in batch]
+        if self._state is AuditState.FAILED:
+            records.insert(0, self._resumed())
+        try:
+            if records:
+                self._writer.append(records)
+        except StoreError as error:
+            self._fail(batch, str(error))
+            return not self._is_closing
+        self._succeed(batch, len(records))
+        return not self._is_closing or bool(self._queue)
+
+    def _next_batch(self) -> list[_Entry]:
+        with self._wake:
+            while (pause := self._pause()) > 0:
+                self._wake.wait(pause)
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+            self._urgent -= sum(entry.future is not None for entry in batch)
+            self._current = batch
+            return batch
+
+    def _pause(self) -> float:
+        """Seconds to wait before writing what there is."""
+        if self._is_closing or self._urgent:
+            return 0.0
+        if self._state is AuditState.FAILED:
+            return self._retry_at - time.monotonic()
+        if not self._queue:
+            return threading.TIMEOUT_MAX
+        if len(self._queue) >= self._batch:
+            return 0.0
+        return self._queue[0].since + self._linger - time.monotonic()
+
+    def _resumed(self) -> AuditRecord:
+        return AuditRecord(AuditKind.RESUMED, reason=f"after {self._outage} failed writes: {self._error}")
+
+    def _succeed(self, batch: list[_Entry], count: int) -> None:
+        with self._wake:
+            self._state, self._error, self._outage = AuditState.HEALTHY, "", 0
+            self._written += count
+            self._current = []
+        for entry in batch:
+            if entry.future is not None:
+                entry.future.set_result(None)
+
+    def _fail(self, batch: list[_Entry], error: str) -> None:
+        """Notes go back to where they were: their statements have run. Submits are told, and their statements refused."""
+        with self._wake:
+            self._state, self._error = AuditState.FAILED, error
+            self._failures += 1
+            self._outage += 1
+            self._retry_at = time.monotonic() + self._retry
+            self._queue.extendleft(entry for entry in reversed(batch) if entry.future is None)
+            self._current = []
+        for entry in batch:
+            if entry.future is not None:
+                entry.future.set_exception(StoreError(error))
+
+    def _end(self) -> None:
+        """No one waits for a thread that is gone, whatever ended it."""
+        with self._wake:
+            self._state = AuditState.CLOSED
+            stranded = [*self._current, *self._queue]
+            self._current = []
+            self._queue = deque(entry for entry in stranded if entry.future is None)
+        for entry in stranded:
+            if entry.future is not None and not entry.future.done():
+                entry.future.set_exception(StoreError(f"the audit log has ended: {self._error or 'no reason'}"))
