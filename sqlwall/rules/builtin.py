@@ -74,6 +74,8 @@ _FORBIDDEN_SETTINGS = frozenset(
         # the counters that the proof rests on
         "track_counts",
         "track_activities",
+        "track_functions",
+        "stats_fetch_consistency",
         # durability of what was promised
         "synchronous_commit",
         "commit_delay",
@@ -85,7 +87,17 @@ _FORBIDDEN_SETTINGS = frozenset(
 )
 
 #: Families of them: logging and tracing are the operator's, `debug_` and `wal_` change what the server does.
-_FORBIDDEN_PREFIXES = ("log_", "debug_", "trace_", "wal_", "ssl_", "auto_explain.", "plpgsql.", "sqlwall.", RESERVED_PREFIX)
+_FORBIDDEN_PREFIXES = (
+    "log_",
+    "debug_",
+    "trace_",
+    "wal_",
+    "ssl_",
+    "auto_explain.",
+    "plpgsql.",
+    "sqlwall.",
+    RESERVED_PREFIX,
+)
 
 #: Settings that may be set, but only to these values: the ones the wall pins at the start.
 _PINNED: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -111,11 +123,11 @@ def refuse_effect(effect: Effect) -> tuple[str, str] | None:
     return None
 
 
-def refuse_statement(statement: Statement, permits_writes: bool) -> tuple[str, str] | None:  # noqa: FBT001
+def refuse_statement(statement: Statement, *, permits_writes: bool) -> tuple[str, str] | None:
     """The same for what belongs to the statement as a whole: its names and its transaction control."""
     if not statement.effects:
         return EMPTY, "nothing is known about this statement"
-    if any(is_reserved(name) for name in statement.names) or is_reserved(statement.prepared) or is_reserved(statement.cursor):
+    if any(is_reserved(name) for name in (*statement.names, statement.prepared, statement.cursor)):
         return RESERVED_NAME, f"names that start with {RESERVED_PREFIX} are sqlwall's own"
     if statement.control is not None:
         return _refuse_control(statement.control, permits_writes=permits_writes)
@@ -134,32 +146,48 @@ def is_forbidden_setting(name: str) -> bool:
 
 
 def is_pinned_to(name: str, value: str | None) -> bool | None:
-    """Whether a pinned setting may take the value; None if the setting is not pinned. No value is the default."""
+    """Whether a pinned setting may take the value; None if the setting is not pinned.
+
+    A value that is not known is one that it may not take.
+    """
     values = _PINNED.get(name.lower())
     if values is None:
         return None
-    return value is None or value.strip().strip("'\"").lower() in values
+    return value is not None and value.strip().lower() in values
+
+
+def is_safe_search_path(value: str | None) -> bool:
+    """Whether PostgreSQL's own functions and operators stay in front under this search_path.
+
+    Unnamed, pg_catalog comes first; named, it stands where it is named. pg_temp is refused in any form: where it is
+    named, temporary objects come later than anybody expects. Case and quotes are not folded: a schema called
+    "PG_CATALOG" is another one, so every spelling but the plain one is refused, harmless ones included.
+    """
+    if value is None:
+        return False
+    folded = value.lower()
+    if "pg_temp" in folded or "pg_toast" in folded or RESERVED_PREFIX in folded:
+        return False
+    if "pg_catalog" not in folded:
+        return True
+    first, _, rest = value.partition(",")
+    return first.strip() == "pg_catalog" and "pg_catalog" not in rest.lower()
 
 
 def _refuse_setting(effect: Effect) -> tuple[str, str] | None:
     name = effect.subject
     if name is None:
         return SETTING, "which setting would change is not known"
+    folded = name.lower()
     if is_forbidden_setting(name):
-        return SETTING, f"no agent may change {name.lower()}"
-    if effect.operation is Operation.SET and is_pinned_to(name, effect.value) is False:
-        return SETTING, f"{name.lower()} stays as it is"
-    if name.lower() == "search_path" and _hides_builtins(effect.value):
-        return SETTING, "a search_path with pg_catalog behind another schema lets other code pass for PostgreSQL's own"
+        return SETTING, f"no agent may change {folded}"
+    if effect.operation is not Operation.SET:
+        return None
+    if is_pinned_to(name, effect.value) is False:
+        return SETTING, f"{folded} stays as it is"
+    if folded == "search_path" and not is_safe_search_path(effect.value):
+        return SETTING, "this search_path could let other code pass for PostgreSQL's own"
     return None
-
-
-def _hides_builtins(value: str | None) -> bool:
-    """Whether pg_catalog stands behind another schema, where it would lose to same-named functions and operators."""
-    if value is None:
-        return False
-    parts = [part.strip().strip("'\"").strip() for part in value.lower().split(",")]
-    return "pg_catalog" in value.lower() and parts[0] != "pg_catalog"
 
 
 def _refuse_control(control: TransactionControl, *, permits_writes: bool) -> tuple[str, str] | None:
@@ -167,7 +195,7 @@ def _refuse_control(control: TransactionControl, *, permits_writes: bool) -> tup
         return RESERVED_NAME, f"names that start with {RESERVED_PREFIX} are sqlwall's own"
     match control.verb:
         case Transaction.SET_SESSION_CHARACTERISTICS if control.read_only is not None:
-            return READ_WRITE, "whether sessions may write is not the agent's to change"
+            return READ_WRITE, "whether later transactions may write is not the agent's to change"
         case Transaction.SET_TRANSACTION if control.read_only is False:
             return READ_WRITE, "a transaction cannot be made read-write after it has begun"
         case Transaction.BEGIN if control.read_only is False and not permits_writes:

@@ -18,7 +18,8 @@ class RelationKind(Enum):
     """What a name stands for. The values are the words of a ruleset's `kinds:`.
 
     `TABLE` includes partitioned tables; `FOREIGN` includes views that read foreign tables, for reading them has remote
-    effects; `CATALOG` is anything in PostgreSQL's own schemas, views included.
+    effects; `CATALOG` is anything in PostgreSQL's own schemas, views included, but what tells credentials or other
+    people's data: that is `SENSITIVE`, which the judge finds out by itself (`sqlwall.sql.functions`).
     """
 
     TABLE = "table"
@@ -27,6 +28,7 @@ class RelationKind(Enum):
     SEQUENCE = "sequence"
     FOREIGN = "foreign"
     CATALOG = "catalog"
+    SENSITIVE = "sensitive"
     TEMP = "temp"
     UNKNOWN = "unknown"
 
@@ -134,7 +136,7 @@ def kind_of_schema(schema: str) -> RelationKind:
     """What a relation must be, judged by its schema alone."""
     if schema in CATALOG_SCHEMAS:
         return RelationKind.CATALOG
-    if schema == "pg_temp" or schema.startswith("pg_temp_"):
+    if schema == "pg_temp" or schema.startswith(("pg_temp_", "pg_toast_temp_")):
         return RelationKind.TEMP
     return RelationKind.UNKNOWN
 

@@ -6,8 +6,10 @@ order in the file. Nothing here looks at text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TypeVar
 
 from sqlwall.rules.builtin import (
     DEFAULT_DENY,
@@ -21,10 +23,12 @@ from sqlwall.rules.context import Context, RelationKind, kind_of_schema, ordinar
 from sqlwall.rules.match import Act
 from sqlwall.rules.ruleset import Mode, Rule, Ruleset
 from sqlwall.rules.verdict import Action, Limits, SnapshotPolicy, Verdict
-from sqlwall.sql.functions import is_builtin_operator, is_builtin_type, is_pure
+from sqlwall.sql.functions import is_builtin_operator, is_builtin_type, is_pure, is_sensitive_catalog
 from sqlwall.sql.statement import Bounded, Effect, FunctionName, Operation, Relation, Statement, Unparsable
 
 _NO_LIMITS = Limits()
+
+_Number = TypeVar("_Number", int, float)
 
 
 def judge(statement: Statement, context: Context, ruleset: Ruleset) -> Verdict:
@@ -37,6 +41,51 @@ def judge_unparsable(unparsable: Unparsable, ruleset: Ruleset) -> Verdict:
     """The verdict on a text that has no statements: it may mean anything to the server, so it is refused."""
     verdict = Verdict(Action.DENY, UNPARSABLE, unparsable.message, operation="PARSE", judged=Action.DENY)
     return verdict if ruleset.mode is Mode.ENFORCE else _relaxed(verdict, ruleset.mode)
+
+
+def judge_witness(
+    operation: Operation,
+    schema: str,
+    name: str,
+    context: Context,
+    ruleset: Ruleset,
+    *,
+    columns: tuple[str, ...] = (),
+) -> Verdict:
+    """The gate's question: may this agent do what the server says was done, and is it waived?
+
+    `schema` and `name` are the server's own; nothing is looked up by search_path. ALLOW with `SnapshotPolicy.NONE` is a
+    waiver. A bound is a property of a text, so that a measured write counts as bounded. `columns` are those that the
+    judged texts named for this relation; left empty, as for a write by a trigger, rules about columns fail closed.
+    The server cannot tell a MERGE or COPY from the INSERT, UPDATE or DELETE that it comes to: where no rule speaks of
+    the measured operation, one that allows the statement will do.
+    """
+    effect = Effect(operation, Relation(schema, name), columns=columns)
+    verdict = _witnessed(effect, schema, name, context, ruleset)
+    if verdict.rule == DEFAULT_DENY:
+        for cause in _CAUSES.get(operation, ()):
+            other = _witnessed(replace(effect, operation=cause), schema, name, context, ruleset)
+            if other.action is Action.ALLOW:
+                verdict = replace(other, operation=_shown(operation.value))
+                break
+    return verdict if ruleset.mode is Mode.ENFORCE else _relaxed(verdict, ruleset.mode)
+
+
+#: Statements that come to an operation without being called by its name.
+_CAUSES: Mapping[Operation, tuple[Operation, ...]] = MappingProxyType(
+    {
+        Operation.INSERT: (Operation.COPY_IN, Operation.MERGE),
+        Operation.UPDATE: (Operation.MERGE,),
+        Operation.DELETE: (Operation.MERGE,),
+    }
+)
+
+
+def _witnessed(effect: Effect, schema: str, name: str, context: Context, ruleset: Ruleset) -> Verdict:
+    known = context.catalog.resolve(Relation(schema, name))
+    act = _act_on(effect, schema, name, known.kind if known is not None else RelationKind.UNKNOWN)
+    statement = Statement(_shown(effect.operation.value), (effect,), 0, 0)
+    return _judge_act(act, statement, context, ruleset)
 
 
 def strictest(verdicts: Iterable[Verdict]) -> Verdict:
@@ -65,7 +114,7 @@ def _enforced(statement: Statement, context: Context, ruleset: Ruleset) -> Verdi
         snapshot = max(snapshot, verdict.snapshot)
         if verdict.limits is not _NO_LIMITS:
             limits = _tightest((limits, verdict.limits))
-        if decided is None or verdict.action > decided.action:
+        if decided is None or (verdict.action, verdict.snapshot) > (decided.action, decided.snapshot):
             decided = verdict
     if decided is not None:
         if decided.snapshot is snapshot and decided.limits is limits:
@@ -95,13 +144,18 @@ def _judge_act(act: Act, statement: Statement, context: Context, ruleset: Rulese
         hint=chosen.hint,
         operation=_shown(act.operation.value),
         target=act.target,
-        snapshot=max(rule.snapshot_for(act.operation) for rule in covering if rule.action is not Action.DENY)
-        if chosen.action is not Action.DENY
-        else SnapshotPolicy.NONE,
+        snapshot=_snapshot(chosen, covering, act.operation),
         limits=chosen.limits if len(covering) == 1 else _tightest(rule.limits for rule in covering),
         retryable=chosen.action is Action.HOLD,
         judged=chosen.action,
     )
+
+
+def _snapshot(chosen: Rule, covering: list[Rule], operation: Operation) -> SnapshotPolicy:
+    """The strictest of the rules that let the effect pass: one waiver does not lift what another rule asks for."""
+    if chosen.action is Action.DENY:
+        return SnapshotPolicy.NONE
+    return max(rule.snapshot_for(operation) for rule in covering)
 
 
 def refuse_act(act: Act) -> tuple[str, str] | None:
@@ -125,21 +179,19 @@ def reason(rule: Rule, act: Act) -> str:
 
 
 def acts(statement: Statement, context: Context) -> Iterator[Act]:
-    """Every effect of a statement under the server's names: its own, and one for each call that is not known to be pure."""
+    """Every effect under the server's names: the statement's own, and one for each call not known to be pure."""
     for effect in statement.effects:
         yield act_of(effect, context)
     for function in statement.functions:
-        if function.schema is None or function.schema == "pg_catalog":
-            if is_known(function, context.server_major):
-                if function.schema is not None or not context.catalog.overloaded(function.name, function.kind):
-                    continue
-                yield from calls(function, context, spare_builtin=True)
-                continue
-        yield from calls(function, context)
+        if function.schema not in {None, "pg_catalog"} or not is_known(function, context.server_major):
+            yield from calls(function, context)
+        elif function.schema is None and context.catalog.overloaded(function.name, function.kind):
+            yield from calls(function, context, spare_builtin=True)
     for column in statement.columns:
         name = column.rpartition(".")[2]
         if context.catalog.column_is_function(name):
-            yield from calls(FunctionName(None, name, "function", 1), context)
+            call = FunctionName(None, name, "function", 1)
+            yield from calls(call, context, spare_builtin=is_known(call, context.server_major))
 
 
 def is_known(function: FunctionName, server_major: int) -> bool:
@@ -173,33 +225,42 @@ def calls(function: FunctionName, context: Context, *, spare_builtin: bool = Fal
         )
     if not reached:
         yield Act(
-            Operation.FUNCTION, effect, schema=function.schema or "", name=function.name, function_kind=function.kind
+            Operation.FUNCTION,
+            effect,
+            schema=function.schema or "",
+            name=function.name,
+            function_kind=function.kind,
         )
 
 
 def act_of(effect: Effect, context: Context) -> Act:
-    """The effect under the name that the server would use now."""
+    """The effect under the name that the server would use now.
+
+    A relation that the server does not know is judged as what it would become, so that the server can say so itself.
+    """
     relation = effect.relation
     if relation is None:
         return Act(effect.operation, effect)
     resolved = context.catalog.resolve(relation)
     if resolved is not None:
-        return Act(effect.operation, effect, resolved.schema, resolved.name, resolved.kind)
-    return _unresolved(effect, relation, context)
-
-
-def _unresolved(effect: Effect, relation: Relation, context: Context) -> Act:
-    """The server knows no such relation: judged as what it would become, so that the server can say so itself."""
+        return _act_on(effect, resolved.schema, resolved.name, resolved.kind)
     schema = relation.schema or ordinary_schema(context.search_path)
-    kind = kind_of_schema(schema) if relation.schema else RelationKind.UNKNOWN
-    return Act(effect.operation, effect, schema, relation.name, kind)
+    return _act_on(effect, schema, relation.name, RelationKind.UNKNOWN)
+
+
+def _act_on(effect: Effect, schema: str, name: str, kind: RelationKind) -> Act:
+    """An effect on a relation; PostgreSQL's own schemas decide the kind, whatever the catalog says."""
+    by_schema = kind_of_schema(schema)
+    if by_schema is not RelationKind.UNKNOWN:
+        kind = by_schema
+    if kind is RelationKind.CATALOG and is_sensitive_catalog(name):
+        kind = RelationKind.SENSITIVE
+    return Act(effect.operation, effect, schema, name, kind)
 
 
 def _builtin(refusal: tuple[str, str], operation: str, target: str) -> Verdict:
     rule, why = refusal
-    return Verdict(
-        Action.DENY, rule, why, operation=_shown(operation), target=target, judged=Action.DENY
-    )
+    return Verdict(Action.DENY, rule, why, operation=_shown(operation), target=target, judged=Action.DENY)
 
 
 def _relaxed(verdict: Verdict, mode: Mode) -> Verdict:
@@ -209,7 +270,12 @@ def _relaxed(verdict: Verdict, mode: Mode) -> Verdict:
         target = f" on {verdict.target}" if verdict.target else ""
         warning = f"sqlwall would refuse {verdict.operation}{target} [{verdict.rule}]: {verdict.reason}"
     return replace(
-        verdict, action=Action.ALLOW, snapshot=SnapshotPolicy.NONE, limits=_NO_LIMITS, retryable=False, warning=warning
+        verdict,
+        action=Action.ALLOW,
+        snapshot=SnapshotPolicy.NONE,
+        limits=_NO_LIMITS,
+        retryable=False,
+        warning=warning,
     )
 
 

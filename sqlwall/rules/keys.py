@@ -128,7 +128,7 @@ def _checks(values: Mapping[str, Any]) -> tuple[Check, ...]:
     if "agents" in values:
         checks.append(AgentCheck(values["agents"]))
     if "kinds" in values:
-        checks.append(KindCheck(frozenset(values["kinds"])))
+        checks.append(KindCheck(frozenset(values["kinds"]), action))
     if "tables" in values:
         checks.append(TableCheck(values["tables"], action))
     if any(key in values for key in CODE_KEYS):
@@ -156,11 +156,15 @@ def _contradictions(rule: Rule, values: Mapping[str, Any]) -> list[tuple[str, st
     found: list[tuple[str, str]] = []
     if rule.action is Action.DENY:
         found += [
-            (key, f"{key!r} means nothing on a rule that denies") for key in ("limits", "snapshot") if key in values
+            (key, f"{key!r} means nothing on a rule that denies")
+            for key in ("limits", "snapshot")
+            if key in values
         ]
         return found
     if rule.operations & _CODE_OPERATIONS and not any(key in values for key in CODE_KEYS):
-        found.append(("operations", "a rule that lets functions run names them: add functions, types or extensions"))
+        found.append(
+            ("operations", "a rule that lets functions run names them: add functions, types or extensions")
+        )
     if rule.operations & _SETTING_CHANGES and "settings" not in values:
         found.append(("operations", "a rule that lets settings change names them: add settings"))
     if "snapshot" in values and not rule.operations & (WRITE_OPERATIONS | _CODE_OPERATIONS | DEFINITIONS):
@@ -188,11 +192,12 @@ def build_expectation(values: Mapping[str, Any], node: Node, report: Report) -> 
 
 def build_case(values: Mapping[str, Any], node: Node, report: Report) -> Case:
     """One case."""
-    frozen = {
-        key: MappingProxyType(dict(values[key])) for key in ("relations", "extensions") if key in values
-    }
-    plain = {key: value for key, value in values.items() if key not in frozen and key != "inert"}
-    return Case(**plain, **frozen, inert=frozenset(values.get("inert", ())), line=node.start_mark.line + 1)
+    fields: dict[str, Any] = dict(values)
+    for key in ("relations", "extensions"):
+        if key in fields:
+            fields[key] = MappingProxyType(dict(fields[key]))
+    fields["inert"] = frozenset(fields.get("inert", ()))
+    return Case(**fields, line=node.start_mark.line + 1)
 
 
 NAME = Text("a name")
@@ -219,9 +224,12 @@ RULE_KEYS: Mapping[str, Key] = {
         ListOf(Compiled(compile_function, "schema.name with * and ?")), "Functions, as schema.name or name."
     ),
     "operators": Key(
-        ListOf(Compiled(compile_operator, "schema.operator or operator")), "Operators that are not PostgreSQL's own."
+        ListOf(Compiled(compile_operator, "schema.operator or operator")),
+        "Operators that are not PostgreSQL's own.",
     ),
-    "types": Key(ListOf(Compiled(compile_function, "schema.name with * and ?")), "Types whose input runs code."),
+    "types": Key(
+        ListOf(Compiled(compile_function, "schema.name with * and ?")), "Types whose input runs code."
+    ),
     "extensions": Key(GLOBS, "Extensions whose functions, operators and types the rule speaks of."),
     "settings": Key(ListOf(Compiled(compile_setting, "a setting or glob")), "Settings, whatever their case."),
     "columns": Key(GLOBS, "Columns written; a rule that allows must name them all."),
@@ -229,10 +237,13 @@ RULE_KEYS: Mapping[str, Key] = {
     "bounded": Key(Flag(), "false: no WHERE, or one that is always true."),
     "agents": Key(GLOBS, "Agents by name."),
     "when": Key(Compiled(compile_when, "a CEL expression"), "A condition over statement, agent and session."),
-    "snapshot": Key(Word(SNAPSHOTS, "a snapshot policy"), "required, the default for writes, or none: a waiver."),
+    "snapshot": Key(
+        Word(SNAPSHOTS, "a snapshot policy"), "required, the default for writes, or none: a waiver."
+    ),
     "limits": Key(Fields(LIMIT_KEYS, "limits", build_limits), "Bounds on what is allowed."),
     "message": Key(
-        Compiled(compile_template, "text with {operation}, {target} and {rule}"), "Why, in one line, for the agent."
+        Compiled(compile_template, "text with {operation}, {target} and {rule}"),
+        "Why, in one line, for the agent.",
     ),
     "hint": Key(Text("a hint"), "What the agent should do instead."),
 }
@@ -258,9 +269,13 @@ CASE_KEYS: Mapping[str, Key] = {
 
 RULESET_KEYS: Mapping[str, Key] = {
     "version": Key(Whole(1), "The version of this format: 1.", required=True),
-    "name": Key(Text("a name of lower-case letters, digits and dashes", r"[a-z][a-z0-9-]*"), "", required=True),
+    "name": Key(
+        Text("a name of lower-case letters, digits and dashes", r"[a-z][a-z0-9-]*"), "", required=True
+    ),
     "mode": Key(Word(MODES, "a mode"), "observe and warn protect nothing; enforce does.", required=True),
     "description": Key(Text("a description"), "For people."),
-    "rules": Key(ListOf(Fields(RULE_KEYS, "a rule", build_rule)), "The rules; order does not matter.", required=True),
+    "rules": Key(
+        ListOf(Fields(RULE_KEYS, "a rule", build_rule)), "The rules; order does not matter.", required=True
+    ),
     "cases": Key(ListOf(Fields(CASE_KEYS, "a case", build_case)), "Texts and the verdicts they must get."),
 }

@@ -9,7 +9,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, DocumentStartEvent, NodeEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    DocumentStartEvent,
+    NodeEvent,
+)
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from sqlwall.errors import ConfigError, Problem
@@ -23,6 +29,9 @@ VERSION = 1
 
 #: A ruleset is written by hand; what is larger is a mistake, or an attempt at our memory.
 MAX_BYTES = 1 << 20
+
+#: Lists and mappings inside each other. The deepest honest one is limits inside a rule; the scanner is quadratic.
+MAX_DEPTH = 16
 
 
 def load(text: str, file: str) -> Ruleset:
@@ -60,8 +69,6 @@ def _document(text: str, file: str) -> Node:
         if problems:
             raise ConfigError(*problems)
         node = YAML(typ="rt").compose(text)
-    except RecursionError as error:
-        raise ConfigError(Problem("nested too deeply", file)) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
@@ -74,16 +81,22 @@ def _document(text: str, file: str) -> Node:
 
 
 def _forbidden(text: str, file: str) -> list[Problem]:
-    """Anchors, aliases, tags and directives: before anything is composed, so that no alias can expand."""
+    """Depth, anchors, aliases, tags and directives: before anything is composed, so that no alias can expand."""
     problems: list[Problem] = []
+    depth = 0
     for event in YAML(typ="rt").parse(text):
         message = ""
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            return [
+                Problem("nested too deeply", file, event.start_mark.line + 1, event.start_mark.column + 1)
+            ]
         if isinstance(event, AliasEvent):
             message = f"aliases are not allowed (*{event.anchor})"
         elif isinstance(event, NodeEvent) and event.anchor is not None:
             message = f"anchors are not allowed (&{event.anchor})"
-        elif isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None:
-            message = f"tags are not allowed ({event.tag})"
+        elif isinstance(event, NodeEvent) and (tag := getattr(event, "tag", None)) is not None:
+            message = f"tags are not allowed ({tag})"
         elif isinstance(event, DocumentStartEvent) and (event.version or event.tags):
             message = "directives are not allowed; the file is YAML 1.2"
         if message:

@@ -134,7 +134,7 @@ def compile_function(source: str) -> QualifiedGlob:
 
 
 def compile_operator(source: str) -> QualifiedGlob:
-    """``schema.+`` or ``+``. Operator characters include `*` and `?`, so the operator itself is literal, or `*` for all.
+    """``schema.+`` or ``+``. Operators are made of `*` and `?` too: the operator itself is literal, or `*` for all.
 
     PostgreSQL's own multiplication is never asked about, so that `*` alone can mean every operator.
     """
@@ -154,7 +154,9 @@ class TableCheck:
 
     def holds(self, act: Act, statement: Statement, context: Context) -> bool:
         if act.kind is None:
-            return self.action is Action.ALLOW and act.operation is Operation.SELECT and not act.effect.subject
+            return (
+                self.action is Action.ALLOW and act.operation is Operation.SELECT and not act.effect.subject
+            )
         schema, name = act.schema, act.name
         return any(pattern.matches(schema, name) for pattern in self.patterns)
 
@@ -164,11 +166,14 @@ class TableCheck:
 
 @dataclass(frozen=True, slots=True)
 class KindCheck:
-    """`kinds:` of the relation."""
+    """`kinds:` of the relation. A SELECT that reads no relation passes an allow rule, as for `tables:`."""
 
     kinds: frozenset[RelationKind]
+    action: Action
 
     def holds(self, act: Act, statement: Statement, context: Context) -> bool:
+        if act.kind is None:
+            return self.action is Action.ALLOW and _reads_nothing(act)
         return act.kind in self.kinds
 
     def describe(self) -> str:
@@ -301,6 +306,10 @@ CHANGING_OPERATIONS = WRITE_OPERATIONS | {
     Operation.DO,
     Operation.MAINTENANCE,
 }
+
+
+def _reads_nothing(act: Act) -> bool:
+    return act.operation is Operation.SELECT and act.effect.relation is None and not act.effect.subject
 
 
 def _listing(key: str, patterns: tuple[Glob, ...] | tuple[QualifiedGlob, ...]) -> str:

@@ -34,7 +34,7 @@ class Rule:
     operations: frozenset[Operation]
     checks: tuple[Check, ...] = ()
     snapshot: SnapshotPolicy | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     message: str = ""
     hint: str = ""
     line: int = 0

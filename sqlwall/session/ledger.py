@@ -8,12 +8,27 @@ the extended protocol the server discards messages up to Sync; COPY IN swallows 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
 
 from sqlwall.errors import ProtocolError
 from sqlwall.session.prepared import Prepared
-from sqlwall.session.refusal import Refusal
-from sqlwall.wire.frames import Chunk, Frame
+from sqlwall.session.refusal import Refusal, over_limit
+from sqlwall.wire.frames import Chunk, Event, Frame
+
+#: Settings whose ParameterStatus the client must not see change: the session ends instead (DESIGN, decision 3).
+WATCHED_PARAMETERS = frozenset(
+    {
+        b"client_encoding",
+        b"standard_conforming_strings",
+        b"default_transaction_read_only",
+        b"session_authorization",
+        b"is_superuser",
+        b"server_encoding",
+        b"integer_datetimes",
+        b"in_hot_standby",
+    }
+)
 
 
 class Kind(IntEnum):
@@ -43,22 +58,28 @@ _ASYNCHRONOUS = frozenset(b"NA")
 
 _ERROR, _READY, _PARAMETER = ord("E"), ord("Z"), ord("S")
 _ROW_DESCRIPTION, _NO_DATA, _PARAMETERS = ord("T"), ord("n"), ord("t")
-_IDLE = ord("I")
-_COPY_IN, _COPY_BOTH, _COMPLETE = ord("G"), ord("W"), ord("C")
+_IDLE, _IN_BLOCK = ord("I"), ord("T")
+_COPY_IN, _COPY_BOTH, _COMPLETE, _EMPTY = ord("G"), ord("W"), ord("C"), ord("I")
 
 
 class Expectation:
     """One awaited reply.
 
-    `forward` is False for our own statements: their replies are kept in `replies` and not relayed. `refusal` stands for
-    the ErrorResponse of a poison that carries `nonce`. `rows` counts what was relayed, `row_limit` is -1 if unlimited.
+    `forward` is False for our own statements: their replies are kept in `replies`, their rows in `data`, and nothing is
+    relayed. `refusal` stands for the ErrorResponse of a poison that carries `nonce`; with an empty nonce, for any error
+    of our own statement. `row_limit` and `byte_limit` are -1 if unlimited. `is_flush` is a Sync of ours that stands for
+    the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else.
     """
 
     __slots__ = (
         "byte_limit",
         "bytes",
+        "cut",
+        "data",
         "failed",
         "forward",
+        "holds_ready",
+        "is_flush",
         "kind",
         "meaning",
         "name",
@@ -79,14 +100,18 @@ class Expectation:
         self.nonce = b""
         self.refusal: Refusal | None = None
         self.replies: list[Frame] = []
+        self.data: list[bytes] = []
         self.rows = 0
         self.bytes = 0
         self.row_limit = -1
         self.byte_limit = -1
         self.over_limit: Refusal | None = None
+        self.cut = False
         self.rule = ""
         self.tags: list[bytes] = []
         self.failed = False
+        self.is_flush = False
+        self.holds_ready = False
         self.meaning: tuple[Prepared, ...] = ()
 
 
@@ -94,7 +119,11 @@ class Ledger:
     """Routes backend messages to the client, to us, or nowhere.
 
     `out` collects what the client is to be sent; the shell takes it with `take`. `status` is the transaction status of
-    the last ReadyForQuery, swallowed ones included. `failed` says that an error came since `start_batch`.
+    the last ReadyForQuery, swallowed ones included. `failed` says that an error came since `start_batch`, `error` is
+    the first one. `hold_at` counts down CommandCompletes: at the one that makes it 0 the output is held in `held` until
+    `take_held`. `limit_hit` is set when a limit ends a statement: the shell has to cancel it. `is_owed_failure` says
+    that such a statement completed all the same and the client still waits for the ReadyForQuery of its failed
+    transaction. `new_event` makes the id under which the shell records a limit.
     """
 
     __slots__ = (
@@ -103,8 +132,12 @@ class Ledger:
         "error",
         "failed",
         "held",
-        "hold_armed",
+        "hold_at",
+        "is_fatal",
+        "is_holding",
+        "is_owed_failure",
         "limit_hit",
+        "new_event",
         "out",
         "parameters",
         "queue",
@@ -112,15 +145,19 @@ class Ledger:
         "status",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, new_event: Callable[[], str]) -> None:
+        self.new_event = new_event
+        self.is_owed_failure = False
         self.queue: deque[Expectation] = deque()
         self.out: list[bytes] = []
         self.held: list[bytes] = []
-        self.hold_armed = False
+        self.hold_at = 0
+        self.is_holding = False
         self.status = _IDLE
         self.skipping = False
         self.copy = CopyState.NONE
         self.failed = False
+        self.is_fatal = False
         self.error: Frame | None = None
         self.limit_hit: Expectation | None = None
         self.completed: list[Expectation] = []
@@ -135,7 +172,6 @@ class Ledger:
         """Forget earlier errors: the replies from here on are judged on their own."""
         self.failed = False
         self.error = None
-        self.completed.clear()
 
     def expect(self, expectation: Expectation) -> None:
         """A message was sent to the server. While the server skips to Sync it answers nothing but Sync."""
@@ -151,17 +187,19 @@ class Ledger:
         self.out.clear()
         return data
 
-    def release_held(self) -> None:
-        """Let go what was held for a commit."""
-        self.out.extend(self.held)
-        self.drop_held()
+    def hold_from(self, completion: int) -> None:
+        """Hold the output from the `completion`-th CommandComplete on, for what follows is owed only after a commit."""
+        self.hold_at = completion
 
-    def drop_held(self) -> None:
-        """Forget what was held: the commit did not happen."""
-        self.held.clear()
-        self.hold_armed = False
+    def take_held(self) -> list[bytes]:
+        """What was held; holding ends."""
+        held = self.held
+        self.held = []
+        self.hold_at = 0
+        self.is_holding = False
+        return held
 
-    def receive(self, events: list[Frame | Chunk]) -> None:
+    def receive(self, events: list[Event]) -> None:
         """Route backend messages in order.
 
         Raises ProtocolError if the server says something that nothing outstanding explains.
@@ -172,8 +210,8 @@ class Ledger:
             else:
                 self._route(event)
 
-    def _emit(self, raw: bytes, is_completion: bool = False) -> None:
-        if self.held or (self.hold_armed and is_completion):
+    def _emit(self, raw: bytes) -> None:
+        if self.is_holding:
             self.held.append(raw)
         else:
             self.out.append(raw)
@@ -183,22 +221,42 @@ class Ledger:
             raise ProtocolError("the server sent data that nothing asked for")
         head = self.queue[0]
         if not head.forward:
+            head.data.append(chunk.raw)
             return
-        head.rows += chunk.rows
+        head.rows += chunk.rows + chunk.copy_rows
         head.bytes += len(chunk.raw)
-        if head.over_limit is not None:
+        if head.cut:
+            # The message that was being relayed when the limit was hit has to be completed, and nothing else.
+            if chunk.head:
+                self._emit(chunk.raw[: chunk.head])
             return
         if 0 <= head.row_limit < head.rows or 0 <= head.byte_limit < head.bytes:
-            self.limit_hit = head
+            self.cut(
+                head,
+                f"more than {head.row_limit} rows"
+                if 0 <= head.row_limit < head.rows
+                else f"more than {head.byte_limit} bytes",
+            )
+            if chunk.head:
+                self._emit(chunk.raw[: chunk.head])
             return
         self._emit(chunk.raw)
+
+    def cut(self, head: Expectation, what: str) -> None:
+        """A limit ends the statement: nothing more of it is relayed, and its end becomes our error."""
+        head.cut = True
+        head.over_limit = over_limit(what, head.rule, self.new_event())
+        self.limit_hit = head
 
     def _route(self, frame: Frame) -> None:
         code = frame.type_code
         if code in _ASYNCHRONOUS:
             self.out.append(frame.raw)
         elif code == _PARAMETER:
-            self.parameters.append(frame)
+            if frame.raw[5 : frame.raw.index(0, 5)] in WATCHED_PARAMETERS:
+                self.parameters.append(frame)
+            else:
+                self._emit(frame.raw)
         elif code == _ERROR:
             self._route_error(frame)
         elif not self.queue:
@@ -209,16 +267,36 @@ class Ledger:
             self._route_reply(self.queue[0], frame, code)
 
     def _route_reply(self, head: Expectation, frame: Frame, code: int) -> None:
+        if code == _COMPLETE:
+            head.tags.append(frame.raw[5:-1])
         if not head.forward:
             head.replies.append(frame)
-        elif head.over_limit is None:
-            self._emit(frame.raw, code == _COMPLETE)
-        elif code == _COMPLETE:
-            # The cancel came too late: the client hears of the limit, not of a completion.
-            self._emit(head.over_limit.to_bytes())
-            self.failed = True
-        if code == _COMPLETE:
-            head.tags.append(frame.body[:-1])
+        else:
+            if self.hold_at and code in (_COMPLETE, _EMPTY):
+                self.hold_at -= 1
+                self.is_holding = self.is_holding or self.hold_at == 0
+            if not head.cut:
+                self._emit(frame.raw)
+            elif code == _COMPLETE and head.over_limit is not None:
+                self._fail_late(head, head.over_limit)
+        self._advance(head, code)
+
+    def _fail_late(self, head: Expectation, refusal: Refusal) -> None:
+        """The cancel came too late: the client hears of the limit, not of a completion, nor of what follows to Sync."""
+        self._emit(refusal.to_bytes())
+        self.failed = True
+        head.failed = True
+        for later in self.queue:
+            if later is not head:
+                if later.kind == Kind.SYNC:
+                    later.cut = later.failed = True
+                    break
+                later.forward = False
+            elif later.kind == Kind.QUERY:
+                break
+
+    def _advance(self, head: Expectation, code: int) -> None:
+        """Whether this reply completes what was awaited."""
         if code in (_COPY_IN, _COPY_BOTH):
             self._enter_copy(head)
         elif head.kind == Kind.EXECUTE:
@@ -252,16 +330,19 @@ class Ledger:
     def _route_error(self, frame: Frame) -> None:
         self.failed = True
         self.copy = CopyState.NONE
-        if not self.queue:
-            self.out.append(frame.raw)
+        if self.error is None:
             self.error = frame
+        if b"\0VFATAL\0" in frame.raw or b"\0VPANIC\0" in frame.raw:
+            self.is_fatal = True
+            self.out.append(frame.raw)
+            return
+        if not self.queue:
+            self._emit(frame.raw)
             return
         head = self.queue[0]
         head.replies.append(frame)
         head.failed = True
-        if self.error is None:
-            self.error = frame
-        if head.over_limit is not None:
+        if head.cut and head.over_limit is not None:
             self._emit(head.over_limit.to_bytes())
         elif head.refusal is not None and head.nonce in frame.raw:
             self._emit(head.refusal.to_bytes())
@@ -279,10 +360,13 @@ class Ledger:
         if head.kind not in (Kind.SYNC, Kind.QUERY):
             raise ProtocolError("the server sent ReadyForQuery out of turn")
         self.status = frame.raw[5]
-        self.skipping = False
         self.copy = CopyState.NONE
+        # Where a Sync of ours stands for the client's Flush, the client's server would skip up to the client's Sync.
+        self.skipping = head.is_flush and self.failed
         self.completed.append(head)
-        if head.forward:
-            self._emit(frame.raw)
-        else:
+        if not head.forward or head.holds_ready:
             head.replies.append(frame)
+        elif head.cut and head.failed and self.status == _IN_BLOCK:
+            self.is_owed_failure = True
+        else:
+            self._emit(frame.raw)

@@ -6,17 +6,20 @@ else: what was refused, by which rule, whether anything ran, whether to retry (D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlwall.rules.verdict import Verdict
+from sqlwall.sql.statement import Unparsable
 from sqlwall.wire import sqlstate
-from sqlwall.wire.backend import diagnostic_fields, error_response, notice_response
+from sqlwall.wire.backend import error_response, notice_response
 
 #: The first line's bound: what agents read must not be a way to echo a text back at length.
 FIRST_LINE_LIMIT = 300
 
 #: Prepared statements, portals and savepoints of this prefix are sqlwall's; an agent may not name its own so.
 RESERVED_PREFIX = "_sqlwall"
+
+_NOTHING = "Nothing was executed. Do not retry unchanged."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +37,63 @@ class Refusal:
     def to_bytes(self) -> bytes:
         """The ErrorResponse message."""
         return error_response(
-            diagnostic_fields(
-                self.sqlstate,
-                self.message,
-                severity=self.severity,
-                detail=self.detail,
-                hint=self.hint,
-                position=self.position,
-                constraint=self.rule,
-            )
+            sqlstate=self.sqlstate,
+            message=self.message,
+            severity=self.severity,
+            detail=self.detail,
+            hint=self.hint,
+            position=self.position,
+            constraint=self.rule,
         )
+
+    def as_fatal(self) -> Refusal:
+        """The same as the last thing the connection says."""
+        return replace(self, severity="FATAL")
+
+    def with_event(self, event: str) -> Refusal:
+        """The same with the id of its record, where the detail is sqlwall's own."""
+        return replace(self, detail=f"{self.detail} event={event}") if self.rule else self
+
+
+def first_line(head: str, reason: str, tail: str) -> str:
+    """The three parts of a first line, the reason cut where the line would be too long."""
+    reason = reason.rstrip(".")
+    room = FIRST_LINE_LIMIT - len(head) - len(tail)
+    if len(reason) > room:
+        reason = reason[: max(room - 3, 0)] + "..."
+    return (head + reason + tail)[:FIRST_LINE_LIMIT]
 
 
 def denied(verdict: Verdict, event: str) -> Refusal:
     """A ruleset refused the statement. `event` is the audit record's id."""
-    target = f"on {verdict.target}" if verdict.target else ""
-    what = " ".join(part for part in (verdict.operation.upper(), target) if part)
+    target = verdict.target if len(verdict.target) <= 130 else verdict.target[:127] + "..."
+    what = " on ".join(part for part in (verdict.operation.upper(), target) if part)
     retry = "Retry later." if verdict.retryable else "Do not retry unchanged."
-    head = f"sqlwall denied {what or 'the statement'} [{verdict.rule}]: "
-    tail = f". Nothing was executed. {retry}"
-    reason = verdict.reason.rstrip(".")
-    room = FIRST_LINE_LIMIT - len(head) - len(tail)
-    if len(reason) > room:
-        reason = reason[: max(room - 3, 0)] + "..."
     return Refusal(
         sqlstate.INSUFFICIENT_PRIVILEGE,
-        (head + reason + tail)[:FIRST_LINE_LIMIT],
+        first_line(
+            f"sqlwall denied {what or 'the statement'} [{verdict.rule}]: ",
+            verdict.reason,
+            f". Nothing was executed. {retry}",
+        ),
         f"rule={verdict.rule} retryable={'true' if verdict.retryable else 'false'} event={event}",
         verdict.hint,
         verdict.rule,
+    )
+
+
+def gate_refused(reason: str, rule: str, target: str, event: str) -> Refusal:
+    """The gate did not let a transaction commit; it was rolled back."""
+    return Refusal(
+        sqlstate.INSUFFICIENT_PRIVILEGE,
+        first_line(
+            f"sqlwall denied COMMIT{f' of {target}' if target else ''} [{rule}]: ",
+            reason,
+            ". The transaction was rolled back. Do not retry unchanged.",
+        ),
+        f"rule={rule} retryable=false event={event}",
+        "",
+        rule,
     )
 
 
@@ -71,6 +102,16 @@ def internal_failure(event: str) -> Refusal:
     return Refusal(
         sqlstate.SYSTEM_ERROR,
         "sqlwall refused the statement [closed]: an internal failure. Nothing was executed. Retry later.",
+        f"rule=closed retryable=true event={event}",
+        rule="closed",
+    )
+
+
+def rolled_back(event: str) -> Refusal:
+    """Something of ours broke while a transaction was open; it was rolled back."""
+    return Refusal(
+        sqlstate.SYSTEM_ERROR,
+        "sqlwall refused COMMIT [closed]: an internal failure. The transaction was rolled back. Retry later.",
         f"rule=closed retryable=true event={event}",
         rule="closed",
     )
@@ -87,10 +128,131 @@ def over_limit(what: str, rule: str, event: str) -> Refusal:
     )
 
 
+def ending(state: str, message: str) -> Refusal:
+    """The last message of a connection that sqlwall ends."""
+    return Refusal(state, message, severity="FATAL")
+
+
+def unparsable(fault: Unparsable) -> Refusal:
+    """What PostgreSQL itself says of such a text."""
+    return Refusal(fault.sqlstate or sqlstate.SYNTAX_ERROR, fault.message, position=fault.position)
+
+
+def _structural(state: str, rule: str, what: str, hint: str = "") -> Refusal:
+    return Refusal(state, f"sqlwall denied {what}. {_NOTHING}", f"rule={rule} retryable=false", hint, rule)
+
+
+def reserved_name() -> Refusal:
+    """A name with the prefix of our own."""
+    return _structural(
+        sqlstate.RESERVED_NAME,
+        "reserved-name",
+        f"a name that starts with {RESERVED_PREFIX} [reserved-name]",
+        "Choose another name.",
+    )
+
+
+def function_call() -> Refusal:
+    """The FunctionCall message runs a function with no SQL on the wire."""
+    return _structural(
+        sqlstate.INSUFFICIENT_PRIVILEGE,
+        "function-call",
+        "the FunctionCall message [function-call]: it carries no SQL to judge",
+        "Use SELECT function(...) instead.",
+    )
+
+
+def several_commands() -> Refusal:
+    """PostgreSQL's own error for several statements in a Parse."""
+    return Refusal(sqlstate.SYNTAX_ERROR, "cannot insert multiple commands into a prepared statement")
+
+
+def read_write() -> Refusal:
+    """SET TRANSACTION READ WRITE and its like."""
+    return _structural(
+        sqlstate.INSUFFICIENT_PRIVILEGE,
+        "read-only",
+        "READ WRITE [read-only]: it may not be set here",
+        "Ask for it in BEGIN, where the ruleset permits writes.",
+    )
+
+
+def embedded_control() -> Refusal:
+    """Transaction control in a Query string that writes: the gate could not stand before the commit."""
+    return _structural(
+        sqlstate.INSUFFICIENT_PRIVILEGE,
+        "embedded-transaction-control",
+        "transaction control inside a string of several statements [embedded-transaction-control]",
+        "Send BEGIN, the statements and COMMIT one by one.",
+    )
+
+
+def mixed_write() -> Refusal:
+    """A write outside a block in the same pipeline as transaction control, or before a Query without Sync."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "mixed-write",
+        "a write outside a transaction block together with transaction control in one pipeline [mixed-write]",
+        "Send a Sync between them.",
+    )
+
+
+def flushed_write() -> Refusal:
+    """A write outside a block in a pipeline that ends in Flush, where no commit point is in sight."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "flushed-write",
+        "a write outside a transaction block in a pipeline that ends in Flush [flushed-write]",
+        "End the pipeline with Sync, or open a transaction block first.",
+    )
+
+
+def unsettled() -> Refusal:
+    """Something behind a call of a function that is not known to be harmless: it may have changed what texts mean."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "unsettled-pipeline",
+        "a statement behind a call of a user-defined function in one pipeline [unsettled-pipeline]",
+        "Send a Sync, or one statement per query.",
+    )
+
+
+def too_many_paths() -> Refusal:
+    """More values of search_path than a session may have."""
+    return _structural(
+        sqlstate.CONFIGURATION_LIMIT_EXCEEDED,
+        "search-path",
+        "another search_path [search-path]: this session has set too many different ones",
+        "Open a new connection.",
+    )
+
+
+def copy_outside_block() -> Refusal:
+    """COPY FROM STDIN through the extended protocol outside a block."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "extended-copy",
+        "COPY FROM STDIN in the extended protocol outside a transaction block [extended-copy]",
+        "Open a transaction block first, or use a simple Query.",
+    )
+
+
+def no_such_statement(name: bytes) -> Refusal:
+    """PostgreSQL's own words."""
+    if not name:
+        return Refusal(sqlstate.INVALID_SQL_STATEMENT_NAME, "unnamed prepared statement does not exist")
+    shown = name.decode("utf-8", "replace")
+    return Refusal(sqlstate.INVALID_SQL_STATEMENT_NAME, f'prepared statement "{shown}" does not exist')
+
+
+def no_such_portal(name: bytes) -> Refusal:
+    """PostgreSQL's own words."""
+    return Refusal(sqlstate.INVALID_CURSOR_NAME, f'portal "{name.decode("utf-8", "replace")}" does not exist')
+
+
 def warning(verdict: Verdict) -> bytes:
     """The NoticeResponse of mode `warn`: what enforcement would have done."""
-    message = f"sqlwall would deny this statement [{verdict.rule}]: {verdict.reason}"
-    return notice_response(diagnostic_fields(sqlstate.WARNING, message, severity="WARNING"))
+    return notice_response(sqlstate=sqlstate.WARNING, message=verdict.warning, severity="WARNING")
 
 
 def poison(nonce: str) -> bytes:

@@ -1,6 +1,6 @@
-"""A segment: the frontend messages up to a Query, Sync or Flush, examined before any of them is forwarded.
+"""A segment: the frontend messages up to a Query, Sync or Flush, each with what has to happen around it.
 
-Each message becomes a Step that says how it has to travel. The last answer of every examination is the refusal.
+Values and questions about statements only; who asks them is `session.examine`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,7 @@ from enum import IntEnum
 from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.prepared import Prepared
 from sqlwall.session.refusal import Refusal
-from sqlwall.sql.statement import (
-    WRITE_OPERATIONS,
-    Effect,
-    Operation,
-    Statement,
-    Transaction,
-    TransactionControl,
-    Unparsable,
-)
+from sqlwall.sql.statement import WRITE_OPERATIONS, Operation, Statement, Transaction
 from sqlwall.wire.frames import Frame
 
 
@@ -27,18 +19,23 @@ class Act(IntEnum):
     """How a message travels, ordered by how much has to happen around it."""
 
     FORWARD = 0
-    RECORD = 1  # durable record first, then forward
-    BEGIN = 2  # opens a transaction block; our read-write or read-only switch goes behind it
-    COMMIT = 3  # a commit point of a read-write transaction: the gate stands before it
-    WRITE = (
-        4  # a permitted write outside a transaction block: needs a read-write transaction of ours around it
-    )
+    #: A durable record first, then forward: a write inside a transaction block.
+    RECORD = 1
+    #: Opens a transaction block that may be written in: our SET TRANSACTION READ WRITE goes behind it.
+    BEGIN = 2
+    #: A commit point of a read-write transaction: the gate stands before it.
+    COMMIT = 3
+    #: A permitted write outside a transaction block: needs a read-write transaction of ours around it.
+    WRITE = 4
     REFUSE = 5
 
 
 @dataclass(slots=True)
 class Step:
-    """One frontend message and what is to happen to it."""
+    """One frontend message and what is to happen to it.
+
+    `refusal` is None for a step that a verdict refuses: its wording needs the id of the record.
+    """
 
     frame: Frame
     kind: int
@@ -53,11 +50,40 @@ class Step:
 
 @dataclass(slots=True)
 class Standing:
-    """Where the transaction stands while a segment is examined: what it will be if all so far succeeds."""
+    """Where the transaction stands while a segment is examined: what it will be if all so far succeeds.
 
-    in_block: bool
-    is_failed: bool
-    is_writable: bool
+    `has_run` says that the open implicit transaction has run something: it can no longer become read-write.
+    """
+
+    in_block: bool = False
+    is_failed: bool = False
+    is_writable: bool = False
+    has_run: bool = False
+
+
+class Segment:
+    """Examined messages, in order. `unread` is a text that only the sandboxed parser may read, and has not yet.
+
+    `time_limit` is the shortest that a verdict gives, in seconds; 0 is none. `may_write` says that some transaction
+    block in it may be read-write; `standing` is where it leaves the session.
+    """
+
+    __slots__ = ("acts", "frames", "has_control", "may_write", "standing", "steps", "time_limit", "unread")
+
+    def __init__(self, frames: list[Frame], standing: Standing) -> None:
+        self.frames = frames
+        self.steps: list[Step] = []
+        self.acts = Act.FORWARD
+        self.unread = b""
+        self.time_limit = 0.0
+        self.may_write = standing.is_writable
+        self.has_control = False
+        self.standing = standing
+
+    @property
+    def is_fast(self) -> bool:
+        """Nothing has to happen around any of its messages."""
+        return self.acts == Act.FORWARD and not self.unread
 
 
 #: Operations that need a read-write transaction though they name no row.
@@ -67,7 +93,6 @@ _DEFINING = frozenset(
         Operation.ALTER,
         Operation.DROP,
         Operation.GRANT,
-        Operation.TRUNCATE,
         Operation.CALL,
         Operation.DO,
     }
@@ -76,21 +101,15 @@ _CHANGING = WRITE_OPERATIONS | _DEFINING
 
 
 def is_change(statement: Statement) -> bool:
-    """Whether running the statement itself changes anything. PREPARE only stores a text."""
-    first = statement.effects[0].operation if statement.effects else Operation.UNKNOWN
-    if first is Operation.PREPARE:
+    """Whether running the statement itself changes anything. PREPARE and DECLARE only store a text."""
+    if statement.effects and statement.effects[0].operation is Operation.PREPARE:
         return False
-    return any(effect.operation in _CHANGING for effect in statement.effects)
+    return body_changes(statement)
 
 
 def body_changes(statement: Statement) -> bool:
     """Whether EXECUTE of this PREPARE, or this statement itself, changes anything."""
     return any(effect.operation in _CHANGING for effect in statement.effects)
-
-
-def control_of(statement: Statement) -> TransactionControl | None:
-    """Its transaction control, if it is one."""
-    return statement.control
 
 
 def asks_read_write(statement: Statement) -> bool:
@@ -119,25 +138,24 @@ def ends_block(statement: Statement) -> bool:
     )
 
 
-def needs_snapshot(statement: Statement, verdict: Verdict) -> bool:
-    """Whether the verdict wants a before-image that has to be taken first."""
-    return (
-        verdict.action is Action.ALLOW
-        and verdict.snapshot is SnapshotPolicy.REQUIRED
-        and body_changes(statement)
+def is_executing(statement: Statement) -> bool:
+    """EXECUTE of a prepared statement."""
+    return bool(statement.effects) and statement.effects[0].operation is Operation.EXECUTE
+
+
+def without_snapshot(statement: Statement, verdict: Verdict) -> Verdict:
+    """The verdict on a write while no before-image can be taken: no snapshot, no write."""
+    if verdict.action is not Action.ALLOW or verdict.snapshot is not SnapshotPolicy.REQUIRED:
+        return verdict
+    if not body_changes(statement):
+        return verdict
+    effect = next((e for e in statement.effects if e.operation in _CHANGING), statement.effects[0])
+    return Verdict(
+        Action.DENY,
+        verdict.rule,
+        "no snapshot can be taken, and the rule requires one",
+        "A rule with `snapshot: none` waives the snapshot for relations that need none.",
+        effect.operation.value.upper().replace("_", " "),
+        str(effect.relation) if effect.relation else verdict.target,
+        judged=Action.DENY,
     )
-
-
-def unparsable_verdict(fault: Unparsable) -> Verdict:
-    """The record's view of a text that is no statement."""
-    return Verdict(Action.DENY, "unparsable", fault.message, operation=Operation.UNKNOWN.value)
-
-
-def unparsable_refusal(fault: Unparsable) -> Refusal:
-    """What PostgreSQL itself says of such a text."""
-    return Refusal(fault.sqlstate, fault.message, position=fault.position)
-
-
-def first_write(statement: Statement) -> Effect | None:
-    """The effect to name when a write is refused."""
-    return next((effect for effect in statement.effects if effect.operation in _CHANGING), None)

@@ -1,0 +1,476 @@
+"""One client and its server session: two transports, one sans-I/O session between them.
+
+The hot path is callbacks: client bytes become segments, a segment that only has to be forwarded is written in one go,
+server bytes are relayed as they come. Everything else is a task in `proxy.lanes`. Whichever side is ahead is paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable
+from typing import Protocol
+
+from sqlwall.errors import ProtocolError, SqlwallError
+from sqlwall.proxy.lanes import Lane, refuse_whole
+from sqlwall.proxy.metrics import Counters
+from sqlwall.proxy.policy import SessionPolicy
+from sqlwall.proxy.record import Recorder
+from sqlwall.proxy.tasks import TaskSet
+from sqlwall.session import refusal as words
+from sqlwall.session.ledger import CopyState, Expectation, Kind
+from sqlwall.session.refusal import Refusal
+from sqlwall.session.segment import Segment
+from sqlwall.session.session import Session
+from sqlwall.sql.statement import Statement, Unparsable
+from sqlwall.store.chain import AuditKind
+from sqlwall.store.stamp import new_ulid
+from sqlwall.wire import frontend, sqlstate
+from sqlwall.wire.frames import Frame, FrameReader, Scanner, Side
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a client's later segments that may wait while one is in flight; beyond, its socket is not read.
+WAITING_LIMIT = 1024 * 1024
+#: The kernel and the event loop may hold this much for a peer that does not read before the other side is paused.
+HIGH_WATER = 256 * 1024
+
+
+class Shared(Protocol):
+    """What the connections of a worker share."""
+
+    counters: Counters
+
+    def cancel_upstream(self, connection: Connection) -> Awaitable[None]:
+        """Ask the server to cancel what the connection's session runs; done when the server has been told."""
+
+    def analyze_large(self, text: bytes) -> Awaitable[tuple[Statement, ...] | Unparsable]:
+        """Facts from the sandboxed parser."""
+
+    def ended(self, connection: Connection) -> None:
+        """The connection is over on both sides."""
+
+
+class Conversation(Protocol):
+    """What the two transports tell: bytes, ends, and who does not read."""
+
+    def receive_client(self, data: bytes) -> None: ...
+    def receive_server(self, data: bytes) -> None: ...
+    def lose_client(self) -> None: ...
+    def lose_server(self) -> None: ...
+    def pause_client(self) -> None: ...
+    def resume_client(self) -> None: ...
+    def pause_server(self) -> None: ...
+    def resume_server(self) -> None: ...
+
+
+class ClientSide(asyncio.Protocol):
+    """The transport towards the agent."""
+
+    def __init__(self, connection: Conversation) -> None:
+        self._connection = connection
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.receive_client(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.lose_client()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_server()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_server()
+
+
+class ServerSide(asyncio.Protocol):
+    """The transport towards PostgreSQL."""
+
+    def __init__(self, connection: Conversation) -> None:
+        self._connection = connection
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.receive_server(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.lose_server()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_client()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_client()
+
+
+class Connection:
+    """One agent's conversation with the server, from the end of both logins to the end of both connections."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        policy: SessionPolicy,
+        recorder: Recorder,
+        segment_limit: int,
+        statement_timeout: float,
+    ) -> None:
+        self.shared = shared
+        self.policy = policy
+        self.recorder = recorder
+        self.session = Session(policy, segment_limit, new_ulid)
+        self.agent = policy.identity.agent
+        self.deadline = 0.0
+        self.idle_since = 0.0
+        self.is_closing = False
+        self.watched: dict[bytes, bytes] = {}
+        self._statement_timeout = statement_timeout
+        self._client_reader = FrameReader(Side.FRONTEND, segment_limit)
+        self._server_reader = Scanner(Side.BACKEND)
+        self._lane = Lane(self)
+        self._tasks = TaskSet()
+        self._loop = asyncio.get_running_loop()
+        self._client: asyncio.Transport | None = None
+        self._server: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._cancelling: asyncio.Task[None] | None = None
+        self._is_in_lane = False
+        self._is_draining = False
+        self._client_paused: set[str] = set()
+        self.ended = self._loop.create_future()
+
+    def start(self, client: asyncio.Transport, server: asyncio.Transport) -> tuple[ClientSide, ServerSide]:
+        """Take over both transports; returns the protocols that they are to be given."""
+        self._client, self._server = client, server
+        for transport in (client, server):
+            transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.idle_since = self._loop.time()
+        return ClientSide(self), ServerSide(self)
+
+    # -- from the client
+
+    def receive_client(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self.is_closing:
+            return
+        self.shared.counters.bytes_from_client += len(data)
+        try:
+            self.session.receive(self._client_reader.feed(data))
+            self._pump()
+        except ProtocolError as error:
+            self.end(words.ending(error.sqlstate, str(error)), "protocol")
+        except Exception:
+            logger.exception("connection of %s closed", self.agent)
+            self.end(words.internal_failure("").as_fatal(), "internal")
+
+    def _pump(self) -> None:
+        """Forward what may go now."""
+        session = self.session
+        ledger = session.ledger
+        while not self.is_closing:
+            if ledger.copy == CopyState.IN and session.waiting:
+                frames = session.copy_data()
+                if frames:
+                    self.send_server(b"".join([frame.raw for frame in frames]))
+            if self._is_in_lane or self._cancelling is not None or ledger.queue:
+                break
+            if ledger.is_owed_failure:
+                self._fail_block()
+                break
+            frames_or_none = session.next_frames()
+            if frames_or_none is None:
+                if session.is_terminated:
+                    self.close("terminated")
+                break
+            self._start_segment(frames_or_none)
+        self._throttle()
+
+    def _start_segment(self, frames: list[Frame]) -> None:
+        session = self.session
+        try:
+            self.policy.refresh()
+            segment = session.examine(frames)
+        except ProtocolError:
+            raise
+        except SqlwallError as error:
+            logger.error("segment refused, closed: %s", error)
+            segment = Segment(frames, session.standing())
+            refuse_whole(segment, words.internal_failure(new_ulid()))
+        limit = segment.time_limit
+        if self._statement_timeout and not 0 < limit <= self._statement_timeout:
+            limit = self._statement_timeout
+        self.deadline = self._loop.time() + limit if limit else 0.0
+        if segment.is_fast and self._note(segment):
+            self.send_server(session.forward(segment))
+            return
+        self._is_in_lane = True
+        self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
+
+    def _note(self, segment: Segment) -> bool:
+        """Note the reads of a fast segment; False if the store cannot take them, and the segment has to wait."""
+        for step in segment.steps:
+            if step.verdicts and step.kind in (Kind.EXECUTE, Kind.QUERY) and not self.recorder.read(step):
+                return False
+        return True
+
+    async def _run_lane(self, segment: Segment) -> None:
+        try:
+            await self._lane.run(segment)
+        except ConnectionError:
+            return
+        except Exception:
+            logger.exception("lane of %s failed", self.agent)
+            self.end(words.internal_failure("").as_fatal(), "internal")
+            return
+        self._is_in_lane = False
+        self._finish_batch()
+
+    def _throttle(self) -> None:
+        """Read no further from a client that is far ahead."""
+        if self.session.held_bytes > WAITING_LIMIT and (self._is_in_lane or self.session.ledger.queue):
+            self.pause_client("ahead")
+        else:
+            self.resume_client("ahead")
+
+    # -- from the server
+
+    def receive_server(self, data: bytes) -> None:
+        """Bytes of the server."""
+        if self.is_closing:
+            return
+        self.shared.counters.bytes_from_server += len(data)
+        try:
+            self.session.receive_server(self._server_reader.feed(data))
+        except ProtocolError as error:
+            logger.error("the server broke the protocol: %s", error)
+            self.end(
+                words.ending(sqlstate.PROTOCOL_VIOLATION, "the server broke the protocol"), "server-protocol"
+            )
+            return
+        except Exception:
+            logger.exception("connection of %s closed", self.agent)
+            self.end(words.internal_failure("").as_fatal(), "internal")
+            return
+        ledger = self.session.ledger
+        out = ledger.take()
+        if out:
+            assert self._client is not None
+            self._client.write(out)
+        if ledger.limit_hit is not None:
+            self._stop_statement()
+        if ledger.parameters:
+            self._check_parameters()
+        if ledger.is_fatal:
+            self.close("server-fatal")
+        elif not ledger.queue:
+            if self._waiter is not None:
+                if not self._waiter.done():
+                    self._waiter.set_result(None)
+            elif not self._is_in_lane:
+                self._finish_batch()
+        elif ledger.copy == CopyState.IN:
+            self._pump_safely()
+
+    def _finish_batch(self) -> None:
+        """Nothing is in flight: the client's turn."""
+        self.deadline = 0.0
+        self.idle_since = self._loop.time()
+        if self._is_draining and self.session.ledger.status == ord("I"):
+            self.end(words.ending(sqlstate.ADMIN_SHUTDOWN, "sqlwall is shutting down"), "drained")
+            return
+        if self.session.waiting or self.session.ledger.is_owed_failure:
+            self._pump_safely()
+
+    def _pump_safely(self) -> None:
+        """Pump from a server's callback, where an error of the client ends the connection all the same."""
+        self.receive_client(b"")
+
+    def _check_parameters(self) -> None:
+        """A watched setting must stay as it was: texts would lex differently, or the read-only lock be open."""
+        for frame in self.session.ledger.parameters:
+            name, _, value = frame.body[:-1].partition(b"\0")
+            known = self.watched.get(name)
+            if known is not None and known != value:
+                self.end(
+                    words.ending(
+                        sqlstate.INSUFFICIENT_PRIVILEGE,
+                        f"sqlwall ends the session: {name.decode('ascii', 'replace')} was changed",
+                    ),
+                    "watched-setting",
+                )
+                return
+        self.session.ledger.parameters.clear()
+
+    def _fail_block(self) -> None:
+        """A limit was hit too late to cancel: the transaction the client was told has failed must really fail."""
+        ledger = self.session.ledger
+        ledger.is_owed_failure = False
+        text = words.poison(self.new_nonce())
+        ledger.expect(Expectation(Kind.PARSE, forward=False))
+        ledger.expect(Expectation(Kind.SYNC))
+        self.send_server(frontend.parse(text, text) + frontend.sync())
+
+    # -- limits
+
+    def expire(self, now: float, idle_in_transaction: float) -> None:
+        """Called by the worker's clock: end what has taken too long."""
+        if self.is_closing:
+            return
+        ledger = self.session.ledger
+        if self.deadline and now >= self.deadline:
+            self.deadline = 0.0
+            head = ledger.queue[0] if ledger.queue else None
+            if head is not None and head.forward and head.kind in (Kind.EXECUTE, Kind.QUERY) and not head.cut:
+                ledger.cut(head, "it took longer than the ruleset allows")
+            self._stop_statement()
+        elif (
+            idle_in_transaction
+            and not self._is_in_lane
+            and not ledger.queue
+            and ledger.status != ord("I")
+            and now - self.idle_since > idle_in_transaction
+        ):
+            message = "terminating connection due to idle-in-transaction timeout"
+            self.end(
+                words.ending(sqlstate.IDLE_IN_TRANSACTION_SESSION_TIMEOUT, message), "idle-in-transaction"
+            )
+
+    def _stop_statement(self) -> None:
+        """Cancel the statement that hit a limit, and let nothing else start until the server has been told."""
+        head = self.session.ledger.limit_hit
+        self.session.ledger.limit_hit = None
+        if head is not None and head.over_limit is not None:
+            self.shared.counters.limit(head.rule)
+            self.recorder.note(AuditKind.OUTCOME, reason=head.over_limit.message, rule=head.rule)
+        if not self.session.ledger.queue:
+            return
+        if self._cancelling is None:
+            self._cancelling = self._tasks.spawn(self._cancel(), f"cancel for {self.agent}")
+
+    async def _cancel(self) -> None:
+        await self.shared.cancel_upstream(self)
+        self._cancelling = None
+        if not self.session.ledger.queue and not self._is_in_lane:
+            self._finish_batch()
+
+    # -- what lanes need
+
+    def send_server(self, data: bytes) -> None:
+        """See `lanes.Line`."""
+        assert self._server is not None
+        self._server.write(data)
+
+    def send_client(self, data: bytes) -> None:
+        """See `lanes.Line`."""
+        assert self._client is not None
+        self._client.write(self.session.ledger.take() + data)
+
+    async def settled(self) -> None:
+        """See `lanes.Line`."""
+        if self.is_closing:
+            raise ConnectionError("the connection is over")
+        if not self.session.ledger.queue:
+            return
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self._cancelling is not None and self._is_in_lane:
+            # A cancel that is still under way must not hit the next statement.
+            await self._cancelling
+
+    async def analyze_large(self, text: bytes) -> tuple[Statement, ...] | Unparsable:
+        """See `lanes.Line`."""
+        return await self.shared.analyze_large(text)
+
+    def new_nonce(self) -> str:
+        """See `lanes.Line`."""
+        return secrets.token_hex(12)
+
+    # -- backpressure
+
+    def pause_server(self) -> None:
+        """The client does not read: stop reading the server."""
+        if self._server is not None and not self._server.is_closing():
+            self._server.pause_reading()
+
+    def resume_server(self) -> None:
+        """The client reads again."""
+        if self._server is not None and not self._server.is_closing():
+            self._server.resume_reading()
+
+    def pause_client(self, why: str = "server") -> None:
+        """Stop reading the client, for one more reason."""
+        if not self._client_paused and self._client is not None and not self._client.is_closing():
+            self._client.pause_reading()
+        self._client_paused.add(why)
+
+    def resume_client(self, why: str = "server") -> None:
+        """One reason less; without any the client is read again."""
+        if why not in self._client_paused:
+            return
+        self._client_paused.discard(why)
+        if not self._client_paused and self._client is not None and not self._client.is_closing():
+            self._client.resume_reading()
+
+    # -- the end
+
+    def drain(self) -> None:
+        """End as soon as no transaction is open."""
+        self._is_draining = True
+        if not self._is_in_lane and not self.session.ledger.queue:
+            self._finish_batch()
+
+    def end(self, refusal: Refusal, reason: str) -> None:
+        """Say why, then close both sides."""
+        if self.is_closing:
+            return
+        client = self._client
+        if client is not None and not client.is_closing() and not self._server_reader.is_inside_message:
+            client.write(self.session.ledger.take() + refusal.as_fatal().to_bytes())
+        self.close(reason)
+
+    def close(self, reason: str) -> None:
+        """Close both sides. An open transaction is rolled back by the server, for no COMMIT follows."""
+        if self.is_closing:
+            return
+        self.is_closing = True
+        self.shared.counters.session_ended(reason)
+        self.recorder.note(AuditKind.LOGOUT, reason=reason)
+        in_flight = bool(self.session.ledger.queue)
+        self._tasks.spawn(self._close(in_flight=in_flight), f"end of {self.agent}")
+
+    async def _close(self, *, in_flight: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(ConnectionAbortedError("the connection is over"))
+        if in_flight:
+            await self.shared.cancel_upstream(self)
+        server, client = self._server, self._client
+        if server is not None and not server.is_closing():
+            if in_flight:
+                server.abort()
+            else:
+                server.write(frontend.terminate())
+                server.close()
+        if client is not None and not client.is_closing():
+            client.close()
+        self.shared.ended(self)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def lose_client(self) -> None:
+        """The client is gone."""
+        self.close("client-gone")
+
+    def lose_server(self) -> None:
+        """The server is gone: the client has to know that nothing more will come."""
+        self.end(
+            words.ending(sqlstate.ADMIN_SHUTDOWN, "the server closed the connection unexpectedly"),
+            "server-gone",
+        )

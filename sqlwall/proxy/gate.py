@@ -1,0 +1,138 @@
+"""The gate: at a commit point of a read-write transaction, what the server's own witnesses say was written must be
+permitted by the ruleset under the server's own names, and waived or covered (DESIGN section 4, promise 3).
+
+Plain code that reads top to bottom; the lane hands in the one primitive it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sqlwall.rules.context import Context
+from sqlwall.rules.judge import judge_witness
+from sqlwall.rules.ruleset import Ruleset
+from sqlwall.rules.verdict import Action, SnapshotPolicy
+from sqlwall.session.internal import Answer
+from sqlwall.snapshot import witness
+from sqlwall.sql.statement import Operation
+from sqlwall.wire.frames import Frame
+
+#: How often deferred constraints may set others off before we call it endless.
+CONSTRAINT_ROUNDS = 8
+
+Ask = Callable[[bytes], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The transaction may commit. `xid` is None if it wrote nothing."""
+
+    xid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The transaction may not commit: why, by which rule, on what."""
+
+    reason: str
+    rule: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The server itself failed what a COMMIT would have done, such as a deferred constraint; its error is the answer."""
+
+    error: Frame
+
+
+Outcome = Passed | Refused | Failed
+
+
+async def examine_commit(
+    ask: Ask,
+    baseline: witness.Witnesses | None,
+    ruleset: Ruleset,
+    contexts: tuple[Context, ...],
+    *,
+    holds: bool,
+) -> Outcome:
+    """Ask the server what the open transaction has written, and the ruleset whether it may stay.
+
+    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT.
+    """
+    answer = await ask(witness.XID_QUERY)
+    if answer.error is not None:
+        return Failed(answer.error)
+    xid = _text(answer.rows[0][0])
+    if xid is None:
+        return await _commit_nothing(ask, holds=holds)
+    if holds:
+        return Refused("a WITH HOLD cursor runs at COMMIT, behind the gate", "with-hold", "")
+    state = await _settle_constraints(ask)
+    if not isinstance(state, witness.Witnesses):
+        return state
+    decision = witness.decide(baseline, state, _permission(ruleset, contexts))
+    if isinstance(decision, witness.Refused):
+        return Refused(decision.reason, "gate", decision.relation)
+    return Passed(xid)
+
+
+async def _commit_nothing(ask: Ask, *, holds: bool) -> Outcome:
+    """Nothing was written. A WITH HOLD cursor could still write at COMMIT: it must not be able to."""
+    if holds:
+        answer = await ask(b"SET TRANSACTION READ ONLY")
+        if answer.error is not None:
+            return Failed(answer.error)
+    return Passed(None)
+
+
+async def _settle_constraints(ask: Ask) -> witness.Witnesses | Refused | Failed:
+    """Fire deferred constraints until nothing more changes: a trigger may defer others anew (MECHANICS 14)."""
+    last: witness.Witnesses | None = None
+    for _ in range(CONSTRAINT_ROUNDS):
+        answer = await ask(b"SET CONSTRAINTS ALL IMMEDIATE")
+        if answer.error is not None:
+            return Failed(answer.error)
+        answer = await ask(witness.WITNESS_QUERY)
+        if answer.error is not None:
+            return Failed(answer.error)
+        now = witness.decode_witnesses(answer.rows)
+        if now == last:
+            return now
+        last = now
+    return Refused(f"deferred constraints still change rows after {CONSTRAINT_ROUNDS} rounds", "gate", "")
+
+
+async def read_baseline(ask: Ask) -> witness.Witnesses | Frame | None:
+    """The counters before the first write of a transaction; None if it has written already, an error if one came.
+
+    Counters carry over from earlier transactions of the session, so only the difference speaks of this one.
+    """
+    answer = await ask(witness.XID_QUERY)
+    if answer.error is not None:
+        return answer.error
+    if answer.rows[0][0] is not None:
+        return None
+    answer = await ask(witness.BASELINE_QUERY)
+    return answer.error if answer.error is not None else witness.decode_witnesses(answer.rows)
+
+
+def _permission(
+    ruleset: Ruleset, contexts: tuple[Context, ...]
+) -> Callable[[Operation, str, str], witness.Decision]:
+    def permitted(operation: Operation, schema: str, name: str) -> witness.Decision:
+        for context in contexts:
+            verdict = judge_witness(operation, schema, name, context, ruleset)
+            if verdict.action is not Action.ALLOW:
+                return witness.Decision(False, f"{verdict.reason} [{verdict.rule}]")
+            if verdict.snapshot is not SnapshotPolicy.NONE:
+                return witness.Decision(False, f"no snapshot covers it [{verdict.rule}]")
+        return witness.Decision(True, "")
+
+    return permitted
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()

@@ -1,0 +1,371 @@
+"""The slow lane: one task for each segment around which something has to happen. Plain code that reads top to bottom.
+
+A refusal is put in its place in the pipeline by a poison that the server itself rejects; a permitted write runs inside a
+read-write transaction whose commit point is behind the gate; the record of either is durable first (promise 10).
+Whatever breaks here ends in an error for the client and in nothing forwarded (promise 11).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from typing import Protocol
+
+from sqlwall.errors import SqlwallError, StoreError
+from sqlwall.proxy import gate
+from sqlwall.proxy.policy import SessionPolicy
+from sqlwall.proxy.record import Recorder
+from sqlwall.session import refusal as words
+from sqlwall.session.internal import Answer, Internal
+from sqlwall.session.ledger import Expectation, Kind
+from sqlwall.session.refusal import Refusal
+from sqlwall.session.segment import Act, Segment, Step
+from sqlwall.session.session import Session
+from sqlwall.snapshot.witness import Witnesses
+from sqlwall.sql.statement import Statement, Unparsable
+from sqlwall.wire import frontend
+from sqlwall.wire.backend import TransactionStatus, ready_for_query
+from sqlwall.wire.frames import Frame
+
+logger = logging.getLogger(__name__)
+
+_QUERY, _SYNC, _FLUSH, _FUNCTION_CALL = ord("Q"), ord("S"), ord("H"), ord("F")
+_IDLE = ord("I")
+_IDLE_NOW = ready_for_query(TransactionStatus.IDLE)
+
+_READ_WRITE = b"SET TRANSACTION READ WRITE"
+_BEGIN = b"BEGIN READ WRITE"
+_COMMIT = b"COMMIT"
+
+
+class Line(Protocol):
+    """What a lane needs of its connection."""
+
+    session: Session
+    policy: SessionPolicy
+    recorder: Recorder
+
+    def send_server(self, data: bytes) -> None:
+        """Write upstream."""
+
+    def send_client(self, data: bytes) -> None:
+        """Write to the client, behind everything that the ledger has for it."""
+
+    def settled(self) -> Awaitable[None]:
+        """Wait until every reply is in. Raises ConnectionError once either side is gone."""
+
+    def analyze_large(self, text: bytes) -> Awaitable[tuple[Statement, ...] | Unparsable]:
+        """Facts from the sandboxed parser."""
+
+    def new_nonce(self) -> str:
+        """Random hex digits that no agent can guess."""
+
+
+class Lane:
+    """The slow lane of one connection. `baseline` is what the counters said before the open block's first write."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._session = line.session
+        self._ledger = line.session.ledger
+        self._baseline: Witnesses | None = None
+        self._has_baseline = False
+
+    async def run(self, segment: Segment) -> None:
+        """Drive one segment to its end. Only ConnectionError leaves: the connection is over."""
+        event = self._line.recorder.new_event()
+        try:
+            segment = await self._read_large(segment)
+            await self._record(segment, event)
+        except (SqlwallError, OSError) as error:
+            logger.error("segment refused, closed: %s", error)
+            self._line.recorder.count_closed()
+            refuse_whole(segment, words.internal_failure(event))
+        if not self._session.is_writable:
+            self._has_baseline = False
+        self._session.start(segment)
+        if len(segment.frames) == 1 and segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL):
+            await self._run_query(segment.steps[0], event)
+        else:
+            await self._run_pipeline(segment, event)
+
+    async def _read_large(self, segment: Segment) -> Segment:
+        """Texts above the in-process limit, one after the other, in the sandbox."""
+        while segment.unread:
+            text = segment.unread
+            self._line.policy.learn(text, await self._line.analyze_large(text))
+            segment = self._session.examine(segment.frames)
+        return segment
+
+    async def _record(self, segment: Segment, event: str) -> None:
+        """Verdicts on writes, and refusals, are durable before their effect; reads are noted."""
+        recorder = self._line.recorder
+        for step in segment.steps:
+            if step.act == Act.REFUSE:
+                if step.refusal is None:
+                    step.refusal = words.denied(step.verdicts[-1], event)
+                else:
+                    step.refusal = step.refusal.with_event(event)
+                await recorder.refusal(step, event)
+            elif step.act in (Act.RECORD, Act.WRITE, Act.COMMIT) or (
+                step.kind in (Kind.EXECUTE, Kind.QUERY) and not recorder.read(step)
+            ):
+                await recorder.change(step, event)
+
+    # -- a Query, or a message that is answered like one
+
+    async def _run_query(self, step: Step, event: str) -> None:
+        if step.act == Act.REFUSE:
+            await self._refuse_query(step)
+        elif step.act == Act.WRITE:
+            await self._write_query(step, event)
+        elif step.act == Act.COMMIT:
+            await self._commit_query(step, event)
+        else:
+            if step.act == Act.RECORD:
+                await self._note_baseline()
+            expectation = self._forward(step)
+            if step.act == Act.BEGIN:
+                # One ReadyForQuery for both, with the status that the block really has.
+                expectation.holds_ready = True
+                self._has_baseline = False
+                self._line.send_server(self._splice() + frontend.sync())
+                self._expect_sync()
+            await self._line.settled()
+
+    async def _refuse_query(self, step: Step) -> None:
+        assert step.refusal is not None
+        if self._ledger.status == _IDLE and self._session.is_quiet:
+            self._line.send_client(step.refusal.to_bytes() + _IDLE_NOW)
+            return
+        self._line.send_server(self._poisoned(step.refusal, Kind.QUERY))
+        await self._line.settled()
+
+    async def _write_query(self, step: Step, event: str) -> None:
+        """A permitted write outside a block: the client's Query verbatim, inside a transaction of ours."""
+        opened = await self._ask(_BEGIN)
+        if opened.error is None:
+            await self._note_baseline()
+            self._ledger.start_batch()
+            self._ledger.hold_from(len(step.statements))
+            self._forward(step).holds_ready = True
+            await self._line.settled()
+        error = opened.error or self._ledger.error
+        if error is None:
+            error_bytes = await self._pass_gate(event, _COMMIT)
+        else:
+            error_bytes = error.raw if opened.error is not None else b""
+            if self._ledger.status != _IDLE:
+                await self._ask(b"ROLLBACK")
+        held = self._ledger.take_held()
+        owed = error_bytes if error is not None or error_bytes else b"".join(held)
+        self._line.send_client(owed + _IDLE_NOW)
+        self._session.end_transaction()
+
+    async def _commit_query(self, step: Step, event: str) -> None:
+        error = await self._pass_gate(event, None)
+        if error:
+            self._line.send_client(error + _IDLE_NOW)
+            self._session.end_transaction()
+            return
+        self._forward(step)
+        await self._line.settled()
+        self._has_baseline = False
+
+    # -- a pipeline of the extended protocol
+
+    async def _run_pipeline(self, segment: Segment, event: str) -> None:
+        """Forward step by step, stopping where something has to happen in between."""
+        is_write = segment.acts == Act.WRITE
+        if is_write and not await self._open_for_write(segment):
+            return
+        pending: list[bytes] = []
+        refusal: Refusal | None = None
+        end = segment.frames[-1]
+        for step in segment.steps:
+            if step.frame is end and end.type_code in (_SYNC, _FLUSH):
+                break
+            if step.act == Act.REFUSE:
+                assert step.refusal is not None
+                pending.append(self._poisoned(step.refusal, Kind(step.kind)))
+                break
+            if step.act == Act.COMMIT or (step.act == Act.RECORD and not self._has_baseline):
+                if not await self._pause(pending):
+                    break
+                if step.act == Act.RECORD:
+                    await self._note_baseline()
+                else:
+                    refusal = await self._gate_in_pipeline(event)
+                    if refusal is not None or self._ledger.skipping:
+                        break
+            self._session.expect_step(step)
+            pending.append(step.frame.raw)
+            if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
+                self._has_baseline = False
+                pending.append(self._splice())
+        if is_write:
+            await self._finish_write(segment, pending, event)
+        else:
+            await self._finish(segment, pending)
+
+    async def _pause(self, pending: list[bytes]) -> bool:
+        """Forward what is pending and wait for its replies; False if something failed: the rest is skipped."""
+        if pending:
+            self._line.send_server(b"".join(pending) + frontend.flush())
+            pending.clear()
+            await self._line.settled()
+        return not self._ledger.skipping
+
+    async def _gate_in_pipeline(self, event: str) -> Refusal | None:
+        """The gate before an Execute of COMMIT. An error is given to the client, and the rest to Sync is skipped."""
+        error = await self._pass_gate(event, None)
+        if not error:
+            return None
+        self._line.send_client(error)
+        self._session.end_transaction()
+        self._ledger.skipping = True
+        return words.internal_failure(event)
+
+    async def _finish(self, segment: Segment, pending: list[bytes]) -> None:
+        """The end of the segment: the client's Sync, or its Flush, or what stands for it."""
+        end = segment.frames[-1]
+        if end.type_code == _SYNC:
+            self._expect_sync()
+            pending.append(end.raw)
+        elif end.type_code == _FLUSH:
+            if self._session.flushes_as_sync(segment):
+                pending.append(self._session.sync_for_flush())
+            else:
+                pending.append(end.raw)
+        else:
+            pending.append(frontend.flush())
+        self._line.send_server(b"".join(pending))
+        await self._line.settled()
+
+    def _expect_sync(self) -> None:
+        self._ledger.expect(Expectation(Kind.SYNC))
+
+    async def _open_for_write(self, segment: Segment) -> bool:
+        """Open our transaction before the client's first message; False if the server would not."""
+        opened = await self._ask(_BEGIN)
+        if opened.error is not None:
+            self._line.send_client(opened.error.raw)
+            await self._finish(segment, [])
+            return False
+        await self._note_baseline()
+        self._ledger.start_batch()
+        return True
+
+    async def _finish_write(self, segment: Segment, pending: list[bytes], event: str) -> None:
+        """Gate and commit our transaction, or roll it back, then let the client's Sync have its ReadyForQuery."""
+        pending.append(frontend.flush())
+        self._line.send_server(b"".join(pending))
+        await self._line.settled()
+        if self._ledger.skipping:
+            await self._swallowed_sync()
+            await self._ask(b"ROLLBACK")
+        else:
+            error = await self._pass_gate(event, _COMMIT)
+            if error:
+                self._line.send_client(error)
+        self._session.end_transaction()
+        await self._finish(segment, [])
+
+    async def _swallowed_sync(self) -> None:
+        """End the server's skipping with a Sync of our own."""
+        self._ledger.expect(Expectation(Kind.SYNC, forward=False))
+        self._line.send_server(frontend.sync())
+        await self._line.settled()
+
+    # -- what all of them need
+
+    async def _pass_gate(self, event: str, commit: bytes | None) -> bytes:
+        """Let the open transaction be judged, and committed by `commit` if that is given.
+
+        Empty if it passed; otherwise the ErrorResponse for the client, and the transaction is rolled back.
+        """
+        policy = self._line.policy
+        try:
+            policy.refresh()
+            outcome = await gate.examine_commit(
+                self._ask,
+                self._baseline if self._has_baseline else None,
+                policy.ruleset,
+                policy.contexts,
+                holds=self._session.has_held_cursor,
+            )
+            await self._line.recorder.gate(outcome, event)
+            if isinstance(outcome, gate.Passed):
+                if commit is None:
+                    return b""
+                answer = await self._ask(commit)
+                if answer.error is None:
+                    return b""
+                error = answer.error.raw
+            elif isinstance(outcome, gate.Failed):
+                error = outcome.error.raw
+            else:
+                error = words.gate_refused(outcome.reason, outcome.rule, outcome.target, event).to_bytes()
+        except (StoreError, SqlwallError, ValueError, IndexError) as failure:
+            logger.error("gate closed: %s", failure)
+            self._line.recorder.count_closed()
+            error = words.rolled_back(event).to_bytes()
+        if self._ledger.status != _IDLE:
+            await self._ask(b"ROLLBACK")
+        self._has_baseline = False
+        return error
+
+    async def _note_baseline(self) -> None:
+        """Read the counters before the block's first write. An error here leaves a failed transaction to the client."""
+        if self._has_baseline:
+            return
+        found = await gate.read_baseline(self._ask)
+        self._baseline = found if isinstance(found, Witnesses) else None
+        self._has_baseline = not isinstance(found, Frame)
+
+    async def _ask(self, sql: bytes) -> Answer:
+        """Run one statement of ours, on an idle line or inside an explicit transaction, where a Sync is harmless."""
+        internal = Internal(self._name(), sql)
+        self._line.send_server(internal.messages(self._ledger, sync=True))
+        await self._line.settled()
+        return internal.answer()
+
+    def _splice(self) -> bytes:
+        """Our switch to read-write behind the client's BEGIN."""
+        internal = Internal(self._name(), _READ_WRITE)
+        return internal.messages(self._ledger, sync=False, on_error=words.rolled_back(""))
+
+    def _name(self) -> bytes:
+        return words.poison(self._line.new_nonce())
+
+    def _forward(self, step: Step) -> Expectation:
+        expectation = self._session.expect_step(step)
+        assert expectation is not None
+        self._line.send_server(step.frame.raw)
+        return expectation
+
+    def _poison(self, expectation: Expectation, refusal: Refusal) -> bytes:
+        nonce = self._line.new_nonce()
+        expectation.nonce = nonce.encode()
+        expectation.refusal = refusal
+        return words.poison(nonce)
+
+    def _poisoned(self, refusal: Refusal, kind: Kind) -> bytes:
+        """A message that fails where the refused one stood: a Query in the place of a Query, otherwise a Parse."""
+        expectation = Expectation(Kind.QUERY if kind == Kind.QUERY else Kind.PARSE)
+        text = self._poison(expectation, refusal)
+        self._ledger.expect(expectation)
+        return frontend.query(text) if kind == Kind.QUERY else frontend.parse(text, text)
+
+
+def refuse_whole(segment: Segment, refusal: Refusal) -> None:
+    """Nothing of the segment is forwarded: its first message is refused."""
+    if not segment.steps:
+        segment.steps.append(Step(segment.frames[0], Kind.QUERY))
+    for step in segment.steps:
+        if step.act == Act.REFUSE and step.refusal is not None:
+            continue
+        step.act = Act.REFUSE
+        step.refusal = refusal
+    segment.acts = Act.REFUSE
+    segment.unread = b""

@@ -1,0 +1,253 @@
+"""From an accepted socket to a running connection: the agent's login, the wall's own login upstream, the hand-over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlwall.errors import AuthenticationError, ProtocolError, SqlwallError, StoreError, UpstreamError
+from sqlwall.proxy.authenticate import Accepted, CancelAsked, accept_client
+from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.observe import Relay
+from sqlwall.proxy.pipe import Pipe
+from sqlwall.proxy.policy import Identity, SessionPolicy
+from sqlwall.proxy.record import Recorder, SessionLabels
+from sqlwall.proxy.upstream import Upstream, connect_upstream, query_rows
+from sqlwall.rules.ruleset import Mode, Ruleset
+from sqlwall.session import refusal as words
+from sqlwall.session.ledger import WATCHED_PARAMETERS
+from sqlwall.session.refusal import Refusal
+from sqlwall.store.chain import AuditKind
+from sqlwall.store.stamp import new_ulid
+from sqlwall.wire import sqlstate
+from sqlwall.wire.backend import TransactionStatus, backend_key_data, parameter_status, ready_for_query
+
+if TYPE_CHECKING:
+    from sqlwall.proxy.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+_AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
+#: Asked once per session, before the client's first statement: what no ParameterStatus tells.
+_SESSION_QUERY = (
+    b"SELECT pg_catalog.current_setting('search_path'), pg_catalog.current_setting('default_transaction_read_only'),"
+    b" pg_catalog.current_setting('standard_conforming_strings'), pg_catalog.current_setting('track_counts'),"
+    b" session_user"
+)
+_READ_ONLY = b"default_transaction_read_only"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelKey:
+    """What a client must show to cancel: the wall's own, never the server's."""
+
+    process_id: int
+    secret: bytes
+
+
+class Incoming(Pipe):
+    """A client's socket that has just been accepted."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._worker.tasks.spawn(serve(self._worker, self), "login")
+
+
+async def serve(worker: Worker, pipe: Pipe) -> None:
+    """One client, from its first byte until its connection has been handed over or refused."""
+    counters = worker.counters
+    counters.connection_opened()
+    try:
+        async with asyncio.timeout(worker.config.timeouts.login or None):
+            accepted = await accept_client(pipe, worker.accept_settings, worker.find_agent)
+        if isinstance(accepted, CancelAsked):
+            await worker.cancel(accepted.process_id, accepted.secret)
+            pipe.close()
+            return
+        await _admit(worker, accepted)
+    except AuthenticationError:
+        counters.auth_failure()
+        worker.note(AuditKind.LOGIN, reason="login refused", client=peer_of(pipe))
+        pipe.close()
+    except TimeoutError:
+        counters.auth_failure()
+        pipe.abort()
+    except (ProtocolError, ConnectionError, EOFError, OSError) as error:
+        logger.info("client %s: %s", peer_of(pipe), error)
+        pipe.close()
+    except Exception:
+        logger.exception("login of %s failed", peer_of(pipe))
+        pipe.abort()
+
+
+async def _admit(worker: Worker, accepted: Accepted) -> None:
+    """An agent that has proven who it is: count it, log in upstream for it, and start."""
+    agent = accepted.agent
+    pipe = accepted.pipe
+    refusal = worker.reserve(agent)
+    if refusal is not None:
+        _say(pipe, refusal)
+        return
+    is_started = False
+    try:
+        ruleset = worker.ruleset_of(agent.name)
+        upstream = await _log_in(worker, accepted, ruleset)
+        try:
+            await _start(worker, accepted, upstream, ruleset)
+            is_started = True
+        finally:
+            if not is_started:
+                upstream.pipe.abort()
+    except UpstreamError as error:
+        logger.error("server refused %s: %s", agent.name, error)
+        worker.counters.upstream_failure()
+        _say(pipe, _upstream_refusal(error))
+    except (StoreError, SqlwallError) as error:
+        logger.error("login of %s refused, closed: %s", agent.name, error)
+        _say(pipe, words.internal_failure(new_ulid()).as_fatal())
+    finally:
+        if not is_started:
+            worker.release(agent.name)
+
+
+def _say(pipe: Pipe, refusal: Refusal) -> None:
+    pipe.write(refusal.as_fatal().to_bytes())
+    pipe.close()
+
+
+def _upstream_refusal(error: UpstreamError) -> Refusal:
+    """What a client may know of a failed login upstream: never the wall's own credentials."""
+    if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
+        return words.ending(error.sqlstate, str(error))
+    if error.sqlstate == sqlstate.TOO_MANY_CONNECTIONS:
+        return words.ending(error.sqlstate, "the server has too many connections already")
+    return words.ending(sqlstate.CANNOT_CONNECT_NOW, "sqlwall cannot log in to the server. Retry later.")
+
+
+async def _log_in(worker: Worker, accepted: Accepted, ruleset: Ruleset) -> Upstream:
+    parameters = dict(accepted.parameters)
+    parameters.pop("user", None)
+    if ruleset.mode is Mode.ENFORCE:
+        parameters["default_transaction_read_only"] = "on"
+        parameters["client_encoding"] = "UTF8"
+    settings = worker.upstream_settings
+    async with asyncio.timeout(worker.config.timeouts.upstream_connect or None):
+        return await connect_upstream(settings, parameters)
+
+
+async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset: Ruleset) -> None:
+    rows = await query_rows(upstream, _SESSION_QUERY)
+    search_path, read_only, conforming, counting, user = [
+        value.decode() if value else "" for value in rows[0]
+    ]
+    database = accepted.parameters.get("database") or accepted.agent.name
+    labels = SessionLabels(accepted.agent.name, new_ulid(), peer_of(accepted.pipe), database)
+    recorder = Recorder(worker.audit, worker.counters, labels, worker.config.audit.statement_bytes)
+    key = new_cancel_key(accepted.protocol)
+    identity = Identity(
+        accepted.agent.name,
+        user,
+        database,
+        accepted.parameters.get("application_name", ""),
+        upstream.server_major,
+    )
+    if ruleset.mode is not Mode.ENFORCE:
+        await _start_relay(worker, accepted, upstream, recorder, key, identity, search_path)
+        return
+    if (read_only, conforming, counting) != ("on", "on", "on"):
+        raise UpstreamError(
+            "the server session is not as it must be: default_transaction_read_only, standard_conforming_strings and "
+            f"track_counts are {read_only}, {conforming}, {counting}; all have to be on",
+            sqlstate.SYSTEM_ERROR,
+        )
+    catalog = await worker.catalog_of(database)
+    policy = worker.new_policy(
+        identity, search_path, catalog, is_standby=_is_standby(upstream.parameter_status)
+    )
+    policy.refresh()
+    connection = Connection(
+        worker,
+        policy,
+        recorder,
+        worker.config.limits.segment_bytes,
+        worker.config.timeouts.statement,
+    )
+    connection.watched = {
+        name: value for name, value in upstream.parameter_status.items() if name in WATCHED_PARAMETERS
+    }
+    worker.register(connection, upstream, key)
+    recorder.note(AuditKind.LOGIN, reason=f"ruleset {ruleset.name}")
+    _hand_over(accepted, upstream, connection, _greeting(upstream.parameter_status, key, is_enforced=True))
+
+
+async def _start_relay(
+    worker: Worker,
+    accepted: Accepted,
+    upstream: Upstream,
+    recorder: Recorder,
+    key: CancelKey,
+    identity: Identity,
+    search_path: str,
+) -> None:
+    """Modes observe and warn: without a catalog there is no record of verdicts, but everything passes all the same."""
+    policy: SessionPolicy | None = None
+    try:
+        catalog = await worker.catalog_of(identity.database)
+        policy = worker.new_policy(identity, search_path, catalog, is_standby=False)
+        policy.refresh()
+    except SqlwallError as error:
+        logger.warning("session of %s is not judged: %s", identity.agent, error)
+    relay = Relay(worker, policy, recorder, lambda: worker.ruleset_of(identity.agent))
+    worker.register(relay, upstream, key)
+    recorder.note(AuditKind.LOGIN, reason="not enforced")
+    _hand_over(accepted, upstream, relay, _greeting(upstream.parameter_status, key, is_enforced=False))
+
+
+def _hand_over(
+    accepted: Accepted, upstream: Upstream, connection: Connection | Relay, greeting: bytes
+) -> None:
+    """From here on callbacks: first the server's side, so that nothing a client sends finds it missing."""
+    client_side, server_side = connection.start(accepted.pipe.transport, upstream.pipe.transport)
+    accepted.pipe.write(greeting)
+    rest = upstream.pipe.hand_over(server_side)
+    if rest:
+        connection.receive_server(rest)
+    rest = accepted.pipe.hand_over(client_side)
+    if rest:
+        connection.receive_client(rest)
+
+
+def _is_standby(parameters: Mapping[bytes, bytes]) -> bool:
+    return parameters.get(b"in_hot_standby") == b"on"
+
+
+def _greeting(parameters: Mapping[bytes, bytes], key: CancelKey, *, is_enforced: bool) -> bytes:
+    """What the server says behind a login, with our own cancel key. The read-only lock is shown as `off`: it stands for
+    what the agent may do in a transaction, and libpq's target_session_attrs=read-write asks for it (DESIGN 5.1).
+    """
+    parts = [_AUTHENTICATION_OK]
+    for name, value in parameters.items():
+        parts.append(parameter_status(name, b"off" if is_enforced and name == _READ_ONLY else value))
+    parts.append(backend_key_data(key.process_id, key.secret))
+    parts.append(ready_for_query(TransactionStatus.IDLE))
+    return b"".join(parts)
+
+
+def new_cancel_key(protocol: tuple[int, int]) -> CancelKey:
+    """A key for a client of this protocol version: 4 bytes for 3.0, 32 for 3.2."""
+    size = 32 if protocol >= (3, 2) else 4
+    return CancelKey(secrets.randbits(31) or 1, secrets.token_bytes(size))
+
+
+def peer_of(pipe: Pipe) -> str:
+    """Where the client is: address and port, or the socket's path."""
+    found = pipe.transport.get_extra_info("peername")
+    return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else str(found or "local")

@@ -1,0 +1,164 @@
+"""What goes on the record, and into the counters, about one session: built here, written by the store.
+
+Reads are noted in batches; refusals, verdicts on writes and the gate's outcomes are durable before their effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from sqlwall.errors import StoreError
+from sqlwall.proxy import gate
+from sqlwall.proxy.metrics import Counters
+from sqlwall.rules.verdict import Action, Verdict
+from sqlwall.session.segment import Step
+from sqlwall.store.audit import AuditLog
+from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
+from sqlwall.store.stamp import new_ulid
+
+#: A durable record that takes longer than this is a store that is down (seconds).
+DURABLE_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLabels:
+    """What every record of a session carries."""
+
+    agent: str
+    session: str
+    client: str
+    database: str
+
+
+class Recorder:
+    """The record of one session."""
+
+    __slots__ = ("_audit", "_counters", "_labels", "_statement_bytes")
+
+    def __init__(
+        self, audit: AuditLog, counters: Counters, labels: SessionLabels, statement_bytes: int
+    ) -> None:
+        self._audit = audit
+        self._counters = counters
+        self._labels = labels
+        self._statement_bytes = statement_bytes
+
+    @property
+    def agent(self) -> str:
+        """Whose session it is."""
+        return self._labels.agent
+
+    def new_event(self) -> str:
+        """The id of a record, which a refusal shows to the client."""
+        return new_ulid()
+
+    def read(self, step: Step) -> bool:
+        """Note an allowed message that runs something; False if the store cannot take it."""
+        verdict = step.verdicts[-1] if step.verdicts else None
+        if verdict is None:
+            return True
+        self._counters.statement(self._labels.agent, verdict.operation, "allow")
+        return self._audit.note(self._record(AuditKind.STATEMENT, step, verdict, new_ulid()))
+
+    async def change(self, step: Step, event: str) -> None:
+        """Put a verdict on the record before its effect. Raises StoreError if that cannot be."""
+        for verdict in step.verdicts[-1:]:
+            self._counters.statement(self._labels.agent, verdict.operation, "allow")
+            await self._durable(self._record(AuditKind.STATEMENT, step, verdict, event))
+
+    async def refusal(self, step: Step, event: str) -> None:
+        """Put a refusal on the record. Raises StoreError if that cannot be."""
+        verdict = step.verdicts[-1] if step.verdicts else None
+        rule = verdict.rule if verdict is not None and verdict.action is not Action.ALLOW else ""
+        if not rule and step.refusal is not None:
+            rule = step.refusal.rule or "protocol"
+        operation = verdict.operation if verdict is not None else ""
+        self._counters.statement(self._labels.agent, operation, "deny")
+        self._counters.refusal(rule)
+        await self._durable(self._record(AuditKind.REFUSAL, step, verdict, event, rule))
+
+    async def gate(self, outcome: gate.Outcome, event: str) -> None:
+        """Put what the gate found on the record, before the commit. Raises StoreError if that cannot be."""
+        if isinstance(outcome, gate.Passed):
+            self._counters.gate("nothing-written" if outcome.xid is None else "passed")
+            if outcome.xid is None:
+                return
+        elif isinstance(outcome, gate.Failed):
+            self._counters.gate("failed")
+            return
+        else:
+            self._counters.gate("refused")
+            self._counters.refusal(outcome.rule)
+        refused = isinstance(outcome, gate.Refused)
+        labels = self._labels
+        await self._durable(
+            AuditRecord(
+                AuditKind.OUTCOME,
+                agent=labels.agent,
+                session=labels.session,
+                client=labels.client,
+                database=labels.database,
+                operation="COMMIT",
+                target=outcome.target if isinstance(outcome, gate.Refused) else None,
+                action="deny" if refused else "allow",
+                rule=outcome.rule if isinstance(outcome, gate.Refused) else None,
+                reason=outcome.reason if isinstance(outcome, gate.Refused) else None,
+                outcome="rolled back" if refused else "committing",
+                event=event,
+            )
+        )
+
+    def note(
+        self, kind: AuditKind, reason: str = "", event: str | None = None, rule: str | None = None
+    ) -> None:
+        """Something about the session that has no verdict: login, logout, cancel, a limit."""
+        labels = self._labels
+        self._audit.note(
+            AuditRecord(
+                kind,
+                agent=labels.agent,
+                session=labels.session,
+                client=labels.client,
+                database=labels.database,
+                reason=reason or None,
+                rule=rule,
+                event=event or new_ulid(),
+            )
+        )
+
+    def count_closed(self) -> None:
+        """A segment was refused because something of ours is broken."""
+        self._counters.refusal("closed")
+
+    async def _durable(self, record: AuditRecord) -> None:
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._audit.submit(record)), DURABLE_TIMEOUT)
+        except TimeoutError as error:
+            raise StoreError(f"the audit log did not answer within {DURABLE_TIMEOUT:.0f} s") from error
+
+    def _record(
+        self, kind: AuditKind, step: Step, verdict: Verdict | None, event: str, rule: str = ""
+    ) -> AuditRecord:
+        labels = self._labels
+        text = step.text or (step.prepared[0].text if step.prepared else b"")
+        refusal = step.refusal
+        return AuditRecord(
+            kind,
+            agent=labels.agent,
+            session=labels.session,
+            client=labels.client,
+            database=labels.database,
+            statement=AuditedText.of(text, self._statement_bytes),
+            operation=(verdict.operation or None) if verdict is not None else None,
+            target=(verdict.target or None) if verdict is not None else None,
+            action=verdict.judged.name.lower()
+            if verdict is not None and not rule
+            else "deny"
+            if rule
+            else None,
+            rule=rule or (verdict.rule if verdict is not None else None),
+            reason=(verdict.reason or None) if verdict is not None else refusal.message if refusal else None,
+            sqlstate=refusal.sqlstate if refusal is not None else None,
+            event=event,
+        )

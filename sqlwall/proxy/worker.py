@@ -1,0 +1,316 @@
+"""One process that serves agents: its listener, its live rulesets and caches, and the clock of its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+
+from sqlwall.config import Config
+from sqlwall.errors import ConfigError, SqlwallError, StoreError
+from sqlwall.proxy import listener
+from sqlwall.proxy.authenticate import AcceptSettings, AgentCredentials
+from sqlwall.proxy.catalog import CatalogCache, parse_search_path
+from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.listener import CancelKey
+from sqlwall.proxy.metrics import Counters
+from sqlwall.proxy.observe import Relay
+from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
+from sqlwall.proxy.tasks import TaskSet
+from sqlwall.proxy.tls import client_side_context
+from sqlwall.proxy.upstream import Upstream, UpstreamSettings, cancel_upstream
+from sqlwall.rules.loader import load
+from sqlwall.rules.ruleset import Mode, Ruleset
+from sqlwall.session import refusal as words
+from sqlwall.session.refusal import Refusal
+from sqlwall.sql.sandbox import ParserSandbox
+from sqlwall.sql.statement import Statement, Unparsable
+from sqlwall.store import agents
+from sqlwall.store.audit import AuditLog
+from sqlwall.store.chain import AuditKind, AuditRecord
+from sqlwall.wire import sqlstate
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the deadlines of all connections.
+TICK = 0.1
+#: Seconds between two looks at who has been revoked.
+AGENTS_INTERVAL = 2.0
+
+#: Where a ruleset's text is found by its name or path.
+FindRuleset = Callable[[str], tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Link:
+    """A running connection, and how its server session is cancelled."""
+
+    upstream: Upstream
+    key: CancelKey
+
+
+class Worker:
+    """One serving process. Made on its event loop; `start`, then `drain` and `stop`."""
+
+    def __init__(self, config: Config, engine: Engine, audit: AuditLog, find_ruleset: FindRuleset) -> None:
+        self.config = config
+        self.audit = audit
+        self.counters = Counters()
+        self.tasks = TaskSet()
+        self.upstream_settings = UpstreamSettings.of(config.upstream)
+        self.accept_settings = AcceptSettings.of(config, client_side_context(config.tls))
+        self._engine = engine
+        self._find_ruleset = find_ruleset
+        self._rulesets: dict[str, Ruleset] = {}
+        self._agent_rulesets: dict[str, str] = {}
+        self._facts = FactsCache()
+        self._verdicts = VerdictCaches()
+        self._catalogs: dict[str, CatalogCache] = {}
+        self._sandbox = ParserSandbox()
+        self._connections: dict[Connection | Relay, Link] = {}
+        self._cancel_keys: dict[tuple[int, bytes], Connection | Relay] = {}
+        self._reserved: dict[str, int] = {}
+        self._server: asyncio.Server | None = None
+        self._is_draining = False
+        self.forward_cancel: Callable[[int, bytes], None] | None = None
+
+    # -- life
+
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """Load the default ruleset and listen. Raises ConfigError for a bad ruleset, OSError for the address."""
+        self._rulesets[self.config.ruleset.path] = self._load(self.config.ruleset.path)
+        loop = asyncio.get_running_loop()
+        if listening is not None:
+            self._server = await loop.create_server(
+                lambda: listener.Incoming(self), sock=listening, backlog=1024
+            )
+        else:
+            self._server = await loop.create_server(
+                lambda: listener.Incoming(self),
+                self.config.listen.host,
+                self.config.listen.port,
+                backlog=1024,
+                reuse_port=None,
+            )
+        self.tasks.spawn(self._tick(), "clock")
+        self.tasks.spawn(self._watch_agents(), "watch of revoked agents")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where agents connect."""
+        assert self._server is not None
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return str(host), int(port)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new connections are turned away."""
+        return self._is_draining
+
+    def problems(self) -> list[str]:
+        """Why sessions would be refused now."""
+        return [
+            f"catalog of {database}: not refreshed"
+            for database, c in self._catalogs.items()
+            if not c.is_fresh
+        ]
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nobody new; let open transactions end, for at most this long."""
+        self._is_draining = True
+        if self._server is not None:
+            self._server.close()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.drain()
+        waiting = [connection.ended for connection in connections if not connection.ended.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=seconds)
+
+    async def stop(self) -> None:
+        """End everything that still runs."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.end(words.ending(sqlstate.ADMIN_SHUTDOWN, "sqlwall is shutting down"), "stopped")
+        waiting = [connection.ended for connection in self._connections if not connection.ended.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=5)
+        await self.tasks.close()
+        for catalog in self._catalogs.values():
+            await catalog.close()
+        await self._sandbox.close()
+
+    def reload(self, config: Config) -> None:
+        """Take over what can be changed while running, if all of it is good. Raises ConfigError and changes nothing."""
+        names = {config.ruleset.path, *self._rulesets}
+        fresh = {name: self._load(name) for name in names}
+        accept = AcceptSettings.of(config, client_side_context(config.tls))
+        self._rulesets = fresh
+        self.accept_settings = accept
+        self.upstream_settings = UpstreamSettings.of(config.upstream)
+        self.config = replace(config, listen=self.config.listen, metrics=self.config.metrics)
+
+    def _load(self, name: str) -> Ruleset:
+        text, file = self._find_ruleset(name)
+        return load(text, file)
+
+    # -- what logins need
+
+    async def find_agent(self, name: str) -> AgentCredentials | None:
+        """The agent of that name, if it may log in. Raises StoreError."""
+        found = await asyncio.to_thread(agents.find, self._engine, name)
+        if found is None or not found.is_active:
+            return None
+        ruleset = found.ruleset or self.config.ruleset.path
+        if ruleset not in self._rulesets:
+            self._rulesets[ruleset] = await asyncio.to_thread(self._load, ruleset)
+        self._agent_rulesets[name] = ruleset
+        return AgentCredentials(name, found.scram(), found.connection_limit)
+
+    def ruleset_of(self, agent: str) -> Ruleset:
+        """The ruleset that binds the agent now."""
+        return self._rulesets[self._agent_rulesets.get(agent, self.config.ruleset.path)]
+
+    def mode_of(self, agent: str) -> Mode:
+        """How much it binds."""
+        return self.ruleset_of(agent).mode
+
+    def reserve(self, agent: AgentCredentials) -> Refusal | None:
+        """Count a session in, or say why not."""
+        if self._is_draining:
+            return words.ending(sqlstate.CANNOT_CONNECT_NOW, "sqlwall is shutting down")
+        limits = self.config.limits
+        if sum(self._reserved.values()) >= limits.max_connections:
+            return words.ending(sqlstate.TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+        bound = limits.per_agent_connections if agent.connection_limit is None else agent.connection_limit
+        if self._reserved.get(agent.name, 0) >= bound:
+            return words.ending(
+                sqlstate.TOO_MANY_CONNECTIONS, f'too many connections for agent "{agent.name}"'
+            )
+        self._reserved[agent.name] = self._reserved.get(agent.name, 0) + 1
+        return None
+
+    def release(self, agent: str) -> None:
+        """A session is over, or never began."""
+        left = self._reserved.get(agent, 0) - 1
+        if left > 0:
+            self._reserved[agent] = left
+        else:
+            self._reserved.pop(agent, None)
+
+    async def catalog_of(self, database: str) -> CatalogCache:
+        """What is known of a database; loaded before its first session is admitted."""
+        catalog = self._catalogs.get(database)
+        if catalog is None:
+            catalog = self._catalogs[database] = CatalogCache(
+                self.upstream_settings.conninfo(database), database
+            )
+        await catalog.current()
+        return catalog
+
+    def new_policy(
+        self, identity: Identity, search_path: str, catalog: CatalogCache, *, is_standby: bool
+    ) -> SessionPolicy:
+        """The policy of a new session."""
+        return SessionPolicy(
+            identity,
+            parse_search_path(search_path),
+            self._facts,
+            self._verdicts,
+            lambda: self.ruleset_of(identity.agent),
+            catalog,
+            is_standby=is_standby,
+        )
+
+    def register(self, connection: Connection | Relay, upstream: Upstream, key: CancelKey) -> None:
+        """A connection is about to run."""
+        self._connections[connection] = Link(upstream, key)
+        self._cancel_keys[key.process_id, key.secret] = connection
+        self.counters.session_started(connection.agent)
+
+    # -- what connections need
+
+    def ended(self, connection: Connection | Relay) -> None:
+        """See `connection.Shared`."""
+        link = self._connections.pop(connection, None)
+        if link is not None:
+            self._cancel_keys.pop((link.key.process_id, link.key.secret), None)
+            self.release(connection.agent)
+            self.counters.session_closed(connection.agent)
+
+    async def cancel_upstream(self, connection: Connection | Relay) -> None:
+        """See `connection.Shared`."""
+        link = self._connections.get(connection)
+        if link is not None:
+            upstream = link.upstream
+            await cancel_upstream(self.upstream_settings, upstream.process_id, upstream.secret)
+
+    async def analyze_large(self, text: bytes) -> tuple[Statement, ...] | Unparsable:
+        """See `connection.Shared`."""
+        found: tuple[Statement, ...] | Unparsable = await self._sandbox.analyze(text)
+        return found
+
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """A client's CancelRequest; one that no session of ours answers to goes to the other workers."""
+        self.counters.cancel()
+        connection = self._cancel_keys.get((process_id, secret))
+        if connection is not None:
+            await self.cancel_upstream(connection)
+        elif self.forward_cancel is not None:
+            self.forward_cancel(process_id, secret)
+
+    def note(self, kind: AuditKind, *, reason: str, client: str) -> None:
+        """Something that belongs to no session."""
+        self.audit.note(AuditRecord(kind, reason=reason, client=client))
+
+    # -- the clock
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK)
+            now = loop.time()
+            idle = self.config.timeouts.idle_in_transaction
+            for connection in list(self._connections):
+                connection.expire(now, idle)
+
+    async def _watch_agents(self) -> None:
+        """End the sessions of agents that have been revoked since they logged in."""
+        while True:
+            await asyncio.sleep(AGENTS_INTERVAL)
+            if not self._connections:
+                continue
+            try:
+                known = await asyncio.to_thread(agents.list_agents, self._engine)
+            except StoreError as error:
+                logger.error("revoked agents are not known: %s", error)
+                continue
+            active = {
+                agent.name: agent.ruleset or self.config.ruleset.path for agent in known if agent.is_active
+            }
+            await self._apply_agents(active)
+
+    async def _apply_agents(self, active: dict[str, str]) -> None:
+        for connection in list(self._connections):
+            ruleset = active.get(connection.agent)
+            if ruleset is None:
+                message = f'agent "{connection.agent}" has been revoked'
+                connection.end(words.ending(sqlstate.ADMIN_SHUTDOWN, message), "revoked")
+            elif ruleset != self._agent_rulesets.get(connection.agent):
+                await self._switch_ruleset(connection.agent, ruleset)
+
+    async def _switch_ruleset(self, agent: str, ruleset: str) -> None:
+        """An agent's ruleset was changed: it holds for its open sessions too."""
+        try:
+            if ruleset not in self._rulesets:
+                self._rulesets[ruleset] = await asyncio.to_thread(self._load, ruleset)
+        except (ConfigError, SqlwallError) as error:
+            logger.error("ruleset %s of %s is not used: %s", ruleset, agent, error)
+            return
+        self._agent_rulesets[agent] = ruleset

@@ -1,0 +1,329 @@
+"""What each message of a segment means, and how it therefore has to travel.
+
+Every text is judged at Parse, at Bind and at Execute, each time under the policy of now. The last answer of every
+examination is the refusal. Structure that no rule speaks of (reserved names, FunctionCall, pipelines that would commit
+behind the gate) is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sqlwall.errors import ProtocolError
+from sqlwall.rules.verdict import Action, Verdict
+from sqlwall.session import refusal as words
+from sqlwall.session.ledger import Kind
+from sqlwall.session.prepared import Names, Prepared
+from sqlwall.session.refusal import RESERVED_PREFIX, Refusal
+from sqlwall.session.segment import (
+    Act,
+    Segment,
+    Standing,
+    Step,
+    asks_read_write,
+    body_changes,
+    commits,
+    ends_block,
+    is_change,
+    is_executing,
+    opens_block,
+    without_snapshot,
+)
+from sqlwall.sql.statement import Operation, Statement, Transaction, Unparsable
+from sqlwall.wire import frontend
+from sqlwall.wire.frames import Frame
+
+_QUERY, _SYNC, _FLUSH = ord("Q"), ord("S"), ord("H")
+_PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = ord("P"), ord("B"), ord("D"), ord("E"), ord("C")
+_FUNCTION_CALL = ord("F")
+KINDS = {
+    _PARSE: Kind.PARSE, _BIND: Kind.BIND, _DESCRIBE: Kind.DESCRIBE, _EXECUTE: Kind.EXECUTE, _CLOSE: Kind.CLOSE,
+    _SYNC: Kind.SYNC, _QUERY: Kind.QUERY,
+}  # fmt: skip
+
+Facts = tuple[Statement, ...] | Unparsable
+
+_RESERVED = RESERVED_PREFIX.encode()
+
+
+class Policy(Protocol):
+    """What the session asks about texts. Implemented by the shell over caches, the sandbox and the live ruleset."""
+
+    def facts(self, text: bytes) -> Facts | None:
+        """Facts of a text, or None while only the sandboxed parser may read it."""
+
+    def judge(self, statement: Statement) -> Verdict:
+        """The verdict under the ruleset, identity and search path of now."""
+
+    def judge_unparsable(self, fault: Unparsable) -> Verdict:
+        """The verdict on a text that is no statement."""
+
+    def permits_writes(self) -> bool:
+        """Whether any rule could permit this agent a write: whether its transactions are opened read-write."""
+
+    def expect_setting(self, name: str, value: str | None) -> Refusal | None:
+        """An allowed statement is about to set this; from here on it may hold. Or why that is too much."""
+
+
+class Examination:
+    """The examination of one segment: what stands before it, and what it has asked for so far."""
+
+    __slots__ = (
+        "_has_write",
+        "_policy",
+        "_portals",
+        "_segment",
+        "_standing",
+        "_statements",
+        "_unsettled",
+        "_was_open",
+    )
+
+    def __init__(self, policy: Policy, statements: Names, portals: Names, segment: Segment) -> None:
+        self._policy = policy
+        self._statements = statements
+        self._portals = portals
+        self._segment = segment
+        self._standing = segment.standing
+        self._was_open = segment.standing.has_run
+        self._unsettled = False
+        self._has_write = False
+
+    def run(self) -> None:
+        """Fill in the segment's steps, up to the first that is refused or unread."""
+        segment = self._segment
+        for frame in segment.frames:
+            step = self._frame(frame)
+            segment.steps.append(step)
+            segment.acts = max(segment.acts, step.act)
+            if step.act == Act.REFUSE or segment.unread:
+                return
+            segment.may_write = segment.may_write or self._standing.is_writable
+        last = segment.steps[-1]
+        if self._has_write:
+            if segment.frames[-1].type_code == _FLUSH:
+                self._refuse(last, words.flushed_write())
+            elif segment.has_control:
+                self._refuse(last, words.mixed_write())
+            segment.acts = max(segment.acts, last.act)
+
+    def _frame(self, frame: Frame) -> Step:
+        code = frame.type_code
+        if code == _QUERY:
+            return self._query(frame)
+        if code == _BIND:
+            return self._bind(frame)
+        if code == _EXECUTE:
+            return self._execute(frame)
+        if code == _SYNC:
+            return Step(frame, Kind.SYNC)
+        if code == _PARSE:
+            return self._parse(frame)
+        if code in (_DESCRIBE, _CLOSE):
+            return self._named(frame)
+        if code == _FLUSH:
+            return Step(frame, -1)
+        if code == _FUNCTION_CALL:
+            frontend.decode_function_call(frame)
+            return self._refuse(Step(frame, Kind.QUERY), words.function_call())
+        raise ProtocolError(f"invalid frontend message type {code}")
+
+    def _query(self, frame: Frame) -> Step:
+        step = Step(frame, Kind.QUERY, text=frontend.decode_query(frame).text)
+        facts = self._facts(step)
+        if facts is None:
+            return step
+        step.statements = facts
+        if len(self._segment.frames) > 1 and any(s.control is not None or is_change(s) for s in facts):
+            return self._refuse(step, words.mixed_write())
+        several = len(facts) > 1
+        for statement in facts:
+            self._run(step, statement, several=several)
+            if step.act == Act.REFUSE:
+                return step
+            self._note_names(step.text, statement)
+        if several and step.act == Act.WRITE and any(statement.control is not None for statement in facts):
+            return self._refuse(step, words.embedded_control())
+        return step
+
+    def _parse(self, frame: Frame) -> Step:
+        message = frontend.decode_parse(frame)
+        step = Step(frame, Kind.PARSE, name=message.name, text=message.query)
+        if message.name.startswith(_RESERVED):
+            return self._refuse(step, words.reserved_name())
+        facts = self._facts(step)
+        if facts is None:
+            return step
+        if len(facts) > 1:
+            return self._refuse(step, words.several_commands())
+        step.statements = facts
+        step.prepared = (Prepared(message.query, facts[0] if facts else None),)
+        self._plan(step)
+        self._statements.expect(message.name, step.prepared)
+        return step
+
+    def _bind(self, frame: Frame) -> Step:
+        portal, name = frontend.bind_names(frame)
+        step = Step(frame, Kind.BIND, name=portal)
+        if portal.startswith(_RESERVED) or name.startswith(_RESERVED):
+            return self._refuse(step, words.reserved_name())
+        found = self._statements.find(name)
+        if found is None:
+            return self._refuse(step, words.no_such_statement(name))
+        step.prepared = found
+        self._plan(step)
+        self._portals.expect(portal, found)
+        return step
+
+    def _execute(self, frame: Frame) -> Step:
+        portal = frontend.execute_portal(frame)
+        step = Step(frame, Kind.EXECUTE, name=portal)
+        found = self._portals.find(portal)
+        if found is None:
+            return self._refuse(step, words.no_such_portal(portal))
+        step.prepared = found
+        for prepared in found:
+            if prepared.statement is None:
+                continue
+            self._run(step, prepared.statement, several=False)
+            if step.act == Act.REFUSE:
+                return step
+            self._note_names(prepared.text, prepared.statement)
+        self._standing.has_run = True
+        return step
+
+    def _named(self, frame: Frame) -> Step:
+        kind, name = frontend.kind_and_name(frame)
+        step = Step(frame, KINDS[frame.type_code], name=kind + name)
+        if name.startswith(_RESERVED):
+            return self._refuse(step, words.reserved_name())
+        return step
+
+    def _facts(self, step: Step) -> tuple[Statement, ...] | None:
+        facts = self._policy.facts(step.text)
+        if facts is None:
+            self._segment.unread = step.text
+            return None
+        if isinstance(facts, Unparsable):
+            step.verdicts = (self._policy.judge_unparsable(facts),)
+            self._refuse(step, words.unparsable(facts))
+            return None
+        return facts
+
+    def _plan(self, step: Step) -> None:
+        """Parse and Bind: judged as if they ran, since planning runs IMMUTABLE functions."""
+        if self._unsettled:
+            self._refuse(step, words.unsettled())
+            return
+        for prepared in step.prepared:
+            if prepared.statement is not None and not self._allows(step, prepared.statement):
+                return
+
+    def _allows(self, step: Step, statement: Statement) -> bool:
+        verdict = without_snapshot(statement, self._policy.judge(statement))
+        step.verdicts = (*step.verdicts, verdict)
+        if verdict.action is Action.ALLOW:
+            limit = verdict.limits.time
+            if limit is not None and not 0 < self._segment.time_limit <= limit:
+                self._segment.time_limit = limit
+            return True
+        step.verdicts = (verdict,)
+        step.act = Act.REFUSE
+        return False
+
+    def _run(self, step: Step, statement: Statement, *, several: bool) -> None:
+        """One statement that this message runs."""
+        if self._unsettled:
+            self._refuse(step, words.unsettled())
+            return
+        if not self._allows(step, statement):
+            return
+        changes = is_change(statement)
+        if is_executing(statement):
+            found = self._statements.find((statement.prepared or "").encode())
+            if found is None:
+                self._refuse(step, words.no_such_statement((statement.prepared or "").encode()))
+                return
+            for prepared in found:
+                if prepared.statement is None:
+                    continue
+                if not self._allows(step, prepared.statement):
+                    return
+                changes = changes or body_changes(prepared.statement)
+        for effect in statement.effects:
+            if effect.operation is Operation.SET and effect.subject is not None:
+                refusal = self._policy.expect_setting(effect.subject, effect.value)
+                if refusal is not None:
+                    self._refuse(step, refusal)
+                    return
+        if statement.control is not None:
+            self._segment.has_control = True
+            self._control(step, statement, several=several)
+        elif changes:
+            self._change(step, statement)
+        self._unsettled = self._unsettled or statement.volatile
+
+    def _change(self, step: Step, statement: Statement) -> None:
+        standing = self._standing
+        if standing.in_block:
+            step.act = max(step.act, Act.RECORD)
+        elif self._was_open:
+            self._refuse(step, words.flushed_write())
+        elif step.kind == Kind.EXECUTE and any(e.operation is Operation.COPY_IN for e in statement.effects):
+            self._refuse(step, words.copy_outside_block())
+        else:
+            self._has_write = True
+            step.act = max(step.act, Act.WRITE)
+
+    def _control(self, step: Step, statement: Statement, *, several: bool) -> None:
+        standing = self._standing
+        wants_write = asks_read_write(statement)
+        if several and (wants_write or (standing.is_writable and commits(statement))):
+            self._refuse(step, words.embedded_control())
+        elif opens_block(statement):
+            self._open(step, statement, several=several)
+        elif wants_write:
+            self._refuse(step, words.read_write())
+        elif commits(statement):
+            if standing.in_block and standing.is_writable and not standing.is_failed:
+                step.act = max(step.act, Act.COMMIT)
+        elif statement.control is not None and statement.control.verb is Transaction.ROLLBACK_TO:
+            standing.is_failed = False
+        if ends_block(statement):
+            standing.in_block = standing.is_failed = standing.is_writable = False
+            standing.has_run = True
+
+    def _open(self, step: Step, statement: Statement, *, several: bool) -> None:
+        standing = self._standing
+        control = statement.control
+        read_only = control is not None and control.read_only is True
+        writes = self._policy.permits_writes() and not read_only
+        if standing.in_block:
+            # A second BEGIN is only warned about, but its options take hold.
+            standing.is_writable = standing.is_writable or (writes and asks_read_write(statement))
+            return
+        standing.in_block = True
+        standing.is_failed = False
+        standing.is_writable = False
+        if writes and not several and not standing.has_run:
+            standing.is_writable = True
+            step.act = max(step.act, Act.BEGIN)
+        elif asks_read_write(statement):
+            standing.is_writable = True
+
+    def _note_names(self, text: bytes, statement: Statement) -> None:
+        first = statement.effects[0].operation
+        if first is Operation.PREPARE and statement.prepared is not None:
+            self._statements.add(statement.prepared.encode(), Prepared(text, statement))
+        if statement.cursor is not None and first is not Operation.EXECUTE:
+            self._portals.add(statement.cursor.encode(), Prepared(text, statement))
+
+    def _refuse(self, step: Step, refusal: Refusal) -> Step:
+        step.act = Act.REFUSE
+        step.refusal = refusal
+        return step
+
+
+def standing_of(status: int, *, is_writable: bool) -> Standing:
+    """Where the transaction stands at a ReadyForQuery."""
+    return Standing(status != ord("I"), status == ord("E"), is_writable and status != ord("I"))
