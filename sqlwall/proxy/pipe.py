@@ -35,6 +35,11 @@ class Pipe(asyncio.Protocol):
         return self.ssl_object is not None
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the connection is gone for good."""
+        return self._is_lost
+
+    @property
     def ssl_object(self) -> ssl.SSLObject | None:
         """What asyncio tells of the TLS connection, None in plain text."""
         found: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
@@ -50,7 +55,7 @@ class Pipe(asyncio.Protocol):
 
     async def read_exactly(self, count: int) -> bytes:
         """`count` bytes; the rest stays unread. ConnectionError if the peer ends before."""
-        assert 0 <= count
+        assert count >= 0
         while len(self._unread) < count and not self._is_ended:
             self._resume()  # a message longer than the high-water mark still has to come in whole
             await self._wait_for_bytes()
@@ -93,7 +98,7 @@ class Pipe(asyncio.Protocol):
     async def start_tls(
         self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
     ) -> None:
-        """Encrypt from here on. Unread bytes are the peer's part of the handshake: who must not have sent any, is checked before.
+        """Encrypt from here on. Unread bytes count as the peer's part of the handshake; where none may be, ask before.
 
         Raises ConnectionError if there is no handshake (the cause is an ssl.SSLError where TLS has one).
         """

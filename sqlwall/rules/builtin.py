@@ -6,6 +6,7 @@ that the wall uses itself. Each refusal has an id of its own, so that a person s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -159,19 +160,41 @@ def is_pinned_to(name: str, value: str | None) -> bool | None:
 def is_safe_search_path(value: str | None) -> bool:
     """Whether PostgreSQL's own functions and operators stay in front under this search_path.
 
-    Unnamed, pg_catalog comes first; named, it stands where it is named. pg_temp is refused in any form: where it is
-    named, temporary objects come later than anybody expects. Case and quotes are not folded: a schema called
-    "PG_CATALOG" is another one, so every spelling but the plain one is refused, harmless ones included.
+    Unnamed, pg_catalog comes first; named, it stands where it is named. pg_temp is refused wherever it is named: what
+    it hides then depends on the place. A schema called "PG_CATALOG" is another one, and made to deceive.
     """
-    if value is None:
+    names = split_identifiers(value) if value is not None else None
+    if names is None:
         return False
-    folded = value.lower()
-    if "pg_temp" in folded or "pg_toast" in folded or RESERVED_PREFIX in folded:
-        return False
-    if "pg_catalog" not in folded:
-        return True
-    first, _, rest = value.partition(",")
-    return first.strip() == "pg_catalog" and "pg_catalog" not in rest.lower()
+    for position, name in enumerate(names):
+        folded = name.lower()
+        if folded.startswith(("pg_temp", "pg_toast", RESERVED_PREFIX)):
+            return False
+        if folded == "pg_catalog" and (position > 0 or name != folded):
+            return False
+    return True
+
+
+_IDENTIFIER = re.compile(
+    r'[ \t\n\r\f\v]*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^",\s]+))[ \t\n\r\f\v]*(?P<end>,|\Z)'
+)
+
+
+def split_identifiers(value: str) -> tuple[str, ...] | None:
+    """The names in a search_path, as SplitIdentifierString() in utils/adt/varlena.c reads them; None where it fails."""
+    if not value.strip():
+        return ()
+    names: list[str] = []
+    position = 0
+    while True:
+        found = _IDENTIFIER.match(value, position)
+        if found is None:
+            return None
+        quoted = found["quoted"]
+        names.append(found["plain"].lower() if quoted is None else quoted.replace('""', '"'))
+        position = found.end()
+        if found["end"] != ",":
+            return tuple(names)
 
 
 def _refuse_setting(effect: Effect) -> tuple[str, str] | None:

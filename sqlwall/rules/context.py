@@ -87,8 +87,9 @@ class StaticCatalog:
     """A catalog that was told everything it knows: for tests, cases and `explain` without a server.
 
     Untold names resolve as on a fresh database: `pg_*` to pg_catalog, everything else to the first ordinary schema of
-    the path. `relations` maps ``schema.name`` to a kind; `extensions` maps a function's, operator's or type's name to
-    the extension that brings it; `inert` holds type names that run no code.
+    the path, but for the best-known functions of PostgreSQL. `relations` maps ``schema.name`` to a kind; `extensions`
+    maps a function's, operator's or type's name to the extension that brings it; `inert` holds type names that run no
+    code.
     """
 
     search_path: tuple[str, ...] = ("public",)
@@ -113,6 +114,8 @@ class StaticCatalog:
     def homes(self, function: FunctionName) -> tuple[Home, ...]:
         if function.schema is not None:
             return (Home(function.schema, self.extensions.get(function.name), function.name in self.inert),)
+        if function.kind == "function" and is_own_function(function.name):
+            return (Home("pg_catalog"),)
         home = Home(
             ordinary_schema(self.search_path),
             self.extensions.get(function.name),
@@ -122,6 +125,17 @@ class StaticCatalog:
 
     def column_is_function(self, name: str) -> bool:
         return name in self.overloads
+
+
+#: Functions of PostgreSQL that a ruleset may want to name, besides those that its prefix tells.
+_OWN_FUNCTIONS = frozenset(
+    {"set_config", "nextval", "currval", "lastval", "setval", "txid_current", "setseed"}
+)
+
+
+def is_own_function(name: str) -> bool:
+    """Whether a fresh database has a function of this name, as far as the name tells."""
+    return name.startswith("pg_") or name in _OWN_FUNCTIONS
 
 
 def ordinary_schema(search_path: tuple[str, ...]) -> str:

@@ -114,13 +114,18 @@ def _enforced(statement: Statement, context: Context, ruleset: Ruleset) -> Verdi
         snapshot = max(snapshot, verdict.snapshot)
         if verdict.limits is not _NO_LIMITS:
             limits = _tightest((limits, verdict.limits))
-        if decided is None or (verdict.action, verdict.snapshot) > (decided.action, decided.snapshot):
+        if decided is None or _weight(verdict) > _weight(decided):
             decided = verdict
     if decided is not None:
         if decided.snapshot is snapshot and decided.limits is limits:
             return decided
         return replace(decided, snapshot=snapshot, limits=limits)
     return _builtin((DEFAULT_DENY, "no rule allows it"), statement.tag, "")
+
+
+def _weight(verdict: Verdict) -> tuple[Action, SnapshotPolicy, bool]:
+    """Which of several effects names the verdict: a write over what it reads, anything over a plain read."""
+    return verdict.action, verdict.snapshot, verdict.operation != "SELECT"
 
 
 def _judge_act(act: Act, statement: Statement, context: Context, ruleset: Ruleset) -> Verdict:

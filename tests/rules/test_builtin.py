@@ -104,7 +104,18 @@ def test_an_ordinary_setting_is_not_pinned() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["public", '"$user", public', "", "pg_catalog", "pg_catalog, public", "public, archive", "Weird Schema"],
+    [
+        "public",
+        '"$user", public',
+        "",
+        " ",
+        "pg_catalog",
+        "PG_CATALOG , public",
+        '"pg_catalog", "public"',
+        "public, archive",
+        '"Weird Schema", "a"" , pg_catalog"',
+        '""',
+    ],
 )
 def test_a_search_path_that_leaves_pg_catalog_in_front_passes(value: str) -> None:
     assert is_safe_search_path(value)
@@ -116,8 +127,14 @@ def test_a_search_path_that_leaves_pg_catalog_in_front_passes(value: str) -> Non
         "shadow, pg_catalog",
         "shadow,public,pg_catalog",
         '"PG_CATALOG", pg_catalog',
-        "PG_CATALOG, public",
-        '"pg_catalog", public',
+        '"PG_CATALOG", public',
+        '"public", "pg_catalog"',
+        "public,PG_CATALOG",
+        'public, "unclosed',
+        "public,",
+        ",public",
+        "public archive",
+        'pu"blic',
         "pg_catalog, shadow, pg_catalog",
         "pg_temp, public",
         "public, PG_TEMP",

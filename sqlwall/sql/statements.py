@@ -1,0 +1,211 @@
+"""Statements that read and write rows, and those that carry another statement inside, with their WITH scopes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sqlwall.sql.predicate import boundedness
+from sqlwall.sql.shapes import Json
+from sqlwall.sql.statement import Bounded, Effect, Operation
+from sqlwall.sql.walk import Handler, Scope, Walk, relation_of, with_scope
+
+_STRENGTHS: Final[Mapping[str, str]] = {
+    "LCS_FORKEYSHARE": "for key share",
+    "LCS_FORSHARE": "for share",
+    "LCS_FORNOKEYUPDATE": "for no key update",
+    "LCS_FORUPDATE": "for update",
+}
+_CURSOR_OPT_HOLD: Final = 0x0020
+
+
+def _select(walk: Walk, body: Json, scope: Scope) -> None:
+    scope = with_scope(walk, body.get("withClause"), scope)
+    into = body.get("intoClause")
+    if into is not None:
+        walk.effect(Effect(Operation.CREATE, relation_of(into["rel"]), subject="table"))
+    before = len(walk.effects)
+    walk.nodes(body.get("fromClause"), scope)
+    locked = [effect for effect in walk.effects[before:] if effect.operation is Operation.SELECT]
+    for clause in body.get("lockingClause") or ():
+        strength = _STRENGTHS.get(clause["LockingClause"].get("strength", ""), "for update")
+        for effect in locked:
+            walk.effect(Effect(Operation.LOCK, effect.relation, subject=strength))
+    walk.children("SelectStmt", body, scope, skip=("withClause", "intoClause", "fromClause", "lockingClause"))
+
+
+def _columns(targets: list[Json] | None) -> tuple[str, ...]:
+    return tuple([target["ResTarget"].get("name", "") for target in targets or () if "ResTarget" in target])
+
+
+def _insert(walk: Walk, body: Json, scope: Scope) -> None:
+    target = relation_of(body["relation"])
+    walk.effect(Effect(Operation.INSERT, target, columns=_columns(body.get("cols"))))
+    scope = with_scope(walk, body.get("withClause"), scope)
+    conflict = body.get("onConflictClause")
+    if conflict is not None and conflict.get("action") == "ONCONFLICT_UPDATE":
+        walk.effect(Effect(Operation.UPDATE, target, columns=_columns(conflict.get("targetList"))))
+        walk.read(body["relation"])
+    elif body.get("returningClause") is not None:
+        walk.read(body["relation"])
+    walk.children("InsertStmt", body, scope, skip=("relation", "withClause"))
+
+
+def _update(walk: Walk, body: Json, scope: Scope) -> None:
+    table = body["relation"]
+    where = body.get("whereClause")
+    walk.effect(
+        Effect(
+            Operation.UPDATE,
+            relation_of(table),
+            columns=_columns(body.get("targetList")),
+            bounded=boundedness(where, table.get("relname")),
+        )
+    )
+    scope = with_scope(walk, body.get("withClause"), scope)
+    walk.read(table)
+    walk.children("UpdateStmt", body, scope, skip=("relation", "withClause"))
+
+
+def _delete(walk: Walk, body: Json, scope: Scope) -> None:
+    table = body["relation"]
+    bounded = boundedness(body.get("whereClause"), table.get("relname"))
+    walk.effect(Effect(Operation.DELETE, relation_of(table), bounded=bounded))
+    scope = with_scope(walk, body.get("withClause"), scope)
+    if body.get("whereClause") is not None or body.get("returningClause") is not None:
+        walk.read(table)
+    walk.children("DeleteStmt", body, scope, skip=("relation", "withClause"))
+
+
+_MERGE_COMMANDS: Final[Mapping[str, Operation]] = {
+    "CMD_INSERT": Operation.INSERT,
+    "CMD_UPDATE": Operation.UPDATE,
+    "CMD_DELETE": Operation.DELETE,
+}
+
+
+def _merge(walk: Walk, body: Json, scope: Scope) -> None:
+    table = body["relation"]
+    target = relation_of(table)
+    walk.effect(Effect(Operation.MERGE, target))
+    joined = boundedness(body.get("joinCondition"), table.get("relname"))
+    for item in body.get("mergeWhenClauses") or ():
+        clause = item["MergeWhenClause"]
+        operation = _MERGE_COMMANDS.get(clause.get("commandType", ""))
+        if operation is None:
+            continue
+        bounded = Bounded.BOUNDED
+        if operation is not Operation.INSERT:
+            own = boundedness(clause.get("condition"), table.get("relname"))
+            is_joined = clause.get("matchKind") == "MERGE_WHEN_MATCHED"
+            bounded = joined if is_joined and own is Bounded.NO_WHERE else own
+            bounded = Bounded.BOUNDED if is_joined and joined is Bounded.BOUNDED else bounded
+        walk.effect(Effect(operation, target, columns=_columns(clause.get("targetList")), bounded=bounded))
+    scope = with_scope(walk, body.get("withClause"), scope)
+    walk.read(table)
+    walk.children("MergeStmt", body, scope, skip=("relation", "withClause"))
+
+
+def _copy(walk: Walk, body: Json, scope: Scope) -> None:
+    table = body.get("relation")
+    target = relation_of(table) if table is not None else None
+    is_from = bool(body.get("is_from"))
+    if body.get("is_program"):
+        walk.effect(Effect(Operation.COPY_PROGRAM, target))
+    elif body.get("filename"):
+        walk.effect(Effect(Operation.COPY_FILE, target))
+    if is_from:
+        walk.effect(Effect(Operation.COPY_IN, target))
+    else:
+        walk.effect(Effect(Operation.COPY_OUT, target))
+        if table is not None:
+            walk.read(table)
+    walk.children("CopyStmt", body, scope, skip=("relation",))
+
+
+def _explain(walk: Walk, body: Json, scope: Scope) -> None:
+    walk.effect(Effect(Operation.EXPLAIN))
+    walk.children("ExplainStmt", body, scope)
+
+
+def _prepare(walk: Walk, body: Json, scope: Scope) -> None:
+    name = body.get("name", "")
+    walk.names.append(name)
+    walk.effect(Effect(Operation.PREPARE, subject=name))
+    walk.children("PrepareStmt", body, scope)
+
+
+def _execute(walk: Walk, body: Json, scope: Scope) -> None:
+    name = body.get("name", "")
+    walk.names.append(name)
+    walk.effect(Effect(Operation.EXECUTE, subject=name))
+    walk.children("ExecuteStmt", body, scope)
+
+
+def _deallocate(walk: Walk, body: Json, scope: Scope) -> None:
+    walk.names.append(body.get("name", ""))
+    walk.effect(Effect(Operation.DEALLOCATE, subject=body.get("name") or "all"))
+
+
+def _declare(walk: Walk, body: Json, scope: Scope) -> None:
+    name = body.get("portalname", "")
+    walk.names.append(name)
+    walk.effect(Effect(Operation.CURSOR, subject=name))
+    walk.children("DeclareCursorStmt", body, scope)
+
+
+def _cursor(walk: Walk, body: Json, scope: Scope) -> None:
+    name = body.get("portalname", "")
+    walk.names.append(name)
+    walk.effect(Effect(Operation.CURSOR, subject=name or "all"))
+
+
+def _create_as(walk: Walk, body: Json, scope: Scope) -> None:
+    into = body["into"]
+    kind = "materialized view" if body.get("objtype") == "OBJECT_MATVIEW" else "table"
+    walk.effect(Effect(Operation.CREATE, relation_of(into["rel"]), subject=kind))
+    walk.children("CreateTableAsStmt", body, scope, skip=("into",))
+
+
+def _view(walk: Walk, body: Json, scope: Scope) -> None:
+    walk.effect(Effect(Operation.CREATE, relation_of(body["view"]), subject="view"))
+    walk.children("ViewStmt", body, scope, skip=("view",))
+
+
+def _call(walk: Walk, body: Json, scope: Scope) -> None:
+    walk.volatile = True
+    names = [part["String"].get("sval", "") for part in body["funccall"].get("funcname", ())]
+    walk.effect(Effect(Operation.CALL, subject=".".join(names)))
+    walk.typed("FuncCall", body["funccall"], scope)
+
+
+def _do(walk: Walk, body: Json, scope: Scope) -> None:
+    walk.volatile = True
+    walk.effect(Effect(Operation.DO))
+
+
+def is_held(body: Json) -> bool:
+    """Whether a DeclareCursorStmt says WITH HOLD."""
+    return bool(int(body.get("options", 0)) & _CURSOR_OPT_HOLD)
+
+
+#: Statements whose rows or inner statement the walk goes through.
+ROW_STATEMENTS: Final[Mapping[str, Handler]] = {
+    "SelectStmt": _select,
+    "InsertStmt": _insert,
+    "UpdateStmt": _update,
+    "DeleteStmt": _delete,
+    "MergeStmt": _merge,
+    "CopyStmt": _copy,
+    "ExplainStmt": _explain,
+    "PrepareStmt": _prepare,
+    "ExecuteStmt": _execute,
+    "DeallocateStmt": _deallocate,
+    "DeclareCursorStmt": _declare,
+    "FetchStmt": _cursor,
+    "ClosePortalStmt": _cursor,
+    "CreateTableAsStmt": _create_as,
+    "ViewStmt": _view,
+    "CallStmt": _call,
+    "DoStmt": _do,
+}
