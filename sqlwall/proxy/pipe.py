@@ -121,13 +121,17 @@ class Pipe(asyncio.Protocol):
                 server_hostname=server_hostname,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
             )
-        except (OSError, ssl.SSLError, ssl.CertificateError) as error:
-            self._end(error)
+        except BaseException as error:
+            # Until the handshake is done the TLS protocol tells nobody of the end: this pipe has to hear it here.
             plain.abort()
-            raise ConnectionAbortedError(f"TLS handshake failed: {_tls_reason(error)}") from error
+            self.connection_lost(error if isinstance(error, Exception) else None)
+            if isinstance(error, OSError):
+                raise ConnectionAbortedError(f"TLS handshake failed: {_tls_reason(error)}") from error
+            raise
         finally:
             self._is_upgrading = False
         if upgraded is None:
+            self.connection_lost(None)
             raise ConnectionAbortedError("the connection was closed during the TLS handshake")
         self.transport = upgraded
         if len(self._unread) > HIGH_WATER:

@@ -121,10 +121,10 @@ class StaticCatalog:
             self.extensions.get(function.name),
             function.kind == "type" and function.name in self.inert,
         )
-        return (Home("pg_catalog"), home) if self.overloaded(function.name, function.kind) else (home,)
+        return (Home("pg_catalog"), home) if function.name in self.overloads else (home,)
 
     def column_is_function(self, name: str) -> bool:
-        return name in self.overloads
+        return name in self.overloads or name in self.extensions or is_own_function(name)
 
 
 #: Functions of PostgreSQL that a ruleset may want to name, besides those that its prefix tells.
@@ -135,7 +135,7 @@ _OWN_FUNCTIONS = frozenset(
 
 def is_own_function(name: str) -> bool:
     """Whether a fresh database has a function of this name, as far as the name tells."""
-    return name.startswith("pg_") or name in _OWN_FUNCTIONS
+    return name.startswith(("pg_", "lo_")) or name in _OWN_FUNCTIONS
 
 
 def ordinary_schema(search_path: tuple[str, ...]) -> str:

@@ -23,6 +23,7 @@ from sqlwall.rules.match import (
 )
 from sqlwall.rules.ruleset import Mode, Rule, Ruleset
 from sqlwall.rules.verdict import Action, SnapshotPolicy
+from sqlwall.rules.when import WhenCheck
 from sqlwall.sql.statement import WRITE_OPERATIONS, Operation
 
 
@@ -118,9 +119,13 @@ def _may_concern(rule: Rule, kind: RelationKind) -> bool:
 
 
 def _denies(ruleset: Ruleset, kind: RelationKind) -> bool:
+    """Whether a rule speaks of the kind; a condition on it is somebody's decision."""
     return any(
         rule.action is Action.DENY
-        and all(isinstance(check, KindCheck) and kind in check.kinds for check in rule.checks)
+        and all(
+            isinstance(check, WhenCheck) or (isinstance(check, KindCheck) and kind in check.kinds)
+            for check in rule.checks
+        )
         for rule in ruleset.by_operation[Operation.SELECT]
     )
 

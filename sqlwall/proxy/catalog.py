@@ -1,0 +1,387 @@
+"""What the database knows, as far as verdicts depend on it: relations, and code that a built-in name could reach.
+
+Read over a side connection of the wall's own, never the agent's session, and read anew when it has changed. Between a
+change and the next look (`INTERVAL`) verdicts rest on the old picture; what a statement then does is still behind the
+two locks, the read-only session and the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, LiteralString
+
+import psycopg
+
+from sqlwall.errors import StoreError
+from sqlwall.proxy.tasks import TaskSet
+from sqlwall.rules.context import CATALOG_SCHEMAS, Home, RelationKind, ResolvedRelation, kind_of_schema
+from sqlwall.sql.statement import FunctionName, Relation
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether anything has changed.
+INTERVAL: Final = 2.0
+#: Without a look for so many seconds nothing is judged any more: fail closed.
+STALE_AFTER: Final = 60.0
+
+#: Extensions whose C functions and operators only compute: read, and on nobody's list of ways to the outside.
+REVIEWED_EXTENSIONS: Final = frozenset(
+    {
+        "btree_gin", "btree_gist", "citext", "cube", "dict_int", "dict_xsyn", "earthdistance", "fuzzystrmatch",
+        "hstore", "intarray", "isn", "ltree", "pg_trgm", "pgcrypto", "seg", "unaccent", "uuid-ossp", "vector",
+    }
+)  # fmt: skip
+
+_KINDS: Final[Mapping[str, RelationKind]] = {
+    "r": RelationKind.TABLE,
+    "p": RelationKind.TABLE,
+    "v": RelationKind.VIEW,
+    "m": RelationKind.MATVIEW,
+    "S": RelationKind.SEQUENCE,
+    "f": RelationKind.FOREIGN,
+}
+
+_FINGERPRINT: Final[LiteralString] = """
+SELECT (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f')),
+       (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_proc WHERE oid >= 16384),
+       (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_operator WHERE oid >= 16384),
+       (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_type WHERE oid >= 16384),
+       (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
+       (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_namespace),
+       (SELECT pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtext(oid::text || xmin::text)))
+          FROM pg_catalog.pg_cast WHERE oid >= 16384)
+"""
+
+#: Reading these has effects elsewhere, or runs code that nobody judged: foreign tables, views that call volatile
+#: functions of users, and whatever reads one of them through views and partitions.
+_RELATIONS: Final[LiteralString] = """
+WITH RECURSIVE reads AS (
+    SELECT DISTINCT r.ev_class AS reader, d.refobjid AS read
+    FROM pg_catalog.pg_rewrite r
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
+    WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid <> r.ev_class AND r.ev_type = '1'
+    UNION SELECT inhparent, inhrelid FROM pg_catalog.pg_inherits
+), outside AS (
+    SELECT oid FROM pg_catalog.pg_class WHERE relkind = 'f'
+    UNION SELECT r.ev_class FROM pg_catalog.pg_rewrite r
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
+    JOIN pg_catalog.pg_proc p ON d.refclassid = 'pg_catalog.pg_proc'::regclass AND p.oid = d.refobjid
+    WHERE r.ev_type = '1' AND p.provolatile = 'v' AND p.oid >= 16384
+    UNION SELECT reads.reader FROM reads JOIN outside ON outside.oid = reads.read
+)
+SELECT n.nspname, c.relname, c.relkind::text, EXISTS (SELECT FROM outside o WHERE o.oid = c.oid)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND n.nspname <> 'pg_toast'
+"""
+_FUNCTIONS: Final[LiteralString] = """
+SELECT n.nspname, p.proname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'),
+       p.pronargs - p.pronargdefaults <= 1 AND (p.pronargs >= 1)
+         AND EXISTS (SELECT FROM pg_catalog.pg_type t WHERE t.oid = p.proargtypes[0]
+                     AND (t.typtype IN ('c', 'p', 'd')))
+         AND p.oid >= 16384,
+       p.oid < 16384
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid
+     AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+"""
+_OPERATORS: Final[LiteralString] = """
+SELECT n.nspname, o.oprname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'), false, o.oid < 16384
+FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_operator'::regclass AND d.objid = o.oid
+     AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+WHERE o.oid >= 16384
+"""
+#: A type runs code if its input function, a cast to it or a check of its domain is a user's: then it is not inert.
+_TYPES: Final[LiteralString] = """
+WITH RECURSIVE code AS (
+    SELECT t.oid FROM pg_catalog.pg_type t
+    WHERE t.oid >= 16384 AND (
+        (t.typtype = 'b' AND t.typelem = 0)
+        OR (t.typtype = 'd' AND (t.typdefaultbin IS NOT NULL
+            OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid)))
+        OR EXISTS (SELECT FROM pg_catalog.pg_cast s WHERE s.casttarget = t.oid AND s.castfunc >= 16384))
+    UNION SELECT t.oid FROM pg_catalog.pg_type t JOIN code ON t.typelem = code.oid OR t.typbasetype = code.oid
+), parts AS (
+    SELECT oid FROM code
+    UNION SELECT c.reltype FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+    JOIN parts ON parts.oid = a.atttypid WHERE a.attnum > 0 AND c.reltype <> 0
+)
+SELECT n.nspname, t.typname, e.extname, NOT EXISTS (SELECT FROM parts WHERE parts.oid = t.oid), false, t.oid < 16384
+FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid
+     AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+WHERE t.oid >= 16384
+"""
+
+Path = tuple[str, ...]
+Homes = Mapping[str, Mapping[str, Home]]
+
+
+def parse_search_path(text: str) -> Path:
+    """A value of search_path as schema names: quoted ones as they are, others in lower case (SplitIdentifierString)."""
+    names: list[str] = []
+    name, quoted, was_quoted, index = "", False, False, 0
+    while index < len(text):
+        character = text[index]
+        if quoted:
+            if character == '"' and text[index + 1 : index + 2] == '"':
+                name += '"'
+                index += 1
+            elif character == '"':
+                quoted = False
+            else:
+                name += character
+        elif character == '"':
+            quoted = was_quoted = True
+        elif character == ",":
+            names.append(name)
+            name, was_quoted = "", False
+        elif not character.isspace():
+            name += character if was_quoted else character.lower()
+        index += 1
+    names.append(name)
+    return tuple(found for found in names if found)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseCatalog:
+    """One picture of a database. Homes are by name, then by schema.
+
+    `columns` are names that may be called as one, `intruders` those that somebody added to pg_catalog.
+    """
+
+    relations: Mapping[tuple[str, str], RelationKind]
+    functions: Homes
+    operators: Homes
+    types: Homes
+    columns: frozenset[str]
+    intruders: frozenset[str]
+
+    def homes_of(self, kind: str) -> Homes:
+        """The homes of one kind of name."""
+        return {"function": self.functions, "operator": self.operators}.get(kind, self.types)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundCatalog:
+    """A picture under one search_path: a `rules.context.CatalogView`."""
+
+    picture: DatabaseCatalog
+    path: Path
+
+    def resolve(self, relation: Relation) -> ResolvedRelation | None:
+        """See `CatalogView`."""
+        relations = self.picture.relations
+        if relation.schema is not None:
+            if relation.schema == "pg_temp":
+                return ResolvedRelation("pg_temp", relation.name, RelationKind.TEMP)
+            kind = relations.get((relation.schema, relation.name))
+            return None if kind is None else ResolvedRelation(relation.schema, relation.name, kind)
+        for schema in self.path:
+            kind = relations.get((schema, relation.name))
+            if kind is not None:
+                return ResolvedRelation(schema, relation.name, kind)
+        return None
+
+    def overloaded(self, name: str, kind: str) -> bool:
+        """See `CatalogView`. A type is found where the path has it first, so pg_catalog's own cannot be hidden."""
+        found = self.picture.homes_of(kind).get(name)
+        if found is None:
+            return False
+        for schema in self.path:
+            if schema == "pg_catalog":
+                if name in self.picture.intruders:
+                    return True
+                if kind == "type":
+                    return False
+            elif schema in found:
+                return True
+        return False
+
+    def homes(self, function: FunctionName) -> tuple[Home, ...]:
+        """See `CatalogView`."""
+        found = self.picture.homes_of(function.kind).get(function.name, {})
+        if function.schema is not None:
+            home = found.get(function.schema)
+            return () if home is None else (home,)
+        return tuple(found[schema] for schema in self.path if schema in found)
+
+    def column_is_function(self, name: str) -> bool:
+        """See `CatalogView`."""
+        return name in self.picture.columns
+
+
+@dataclass(slots=True)
+class _State:
+    picture: DatabaseCatalog
+    fingerprint: tuple[Any, ...]
+    generation: int
+    looked_at: float
+    bound: dict[tuple[Path, str], BoundCatalog] = field(default_factory=dict)
+
+
+class CatalogCache:
+    """The catalog of one database, kept up to date by a side connection."""
+
+    def __init__(self, conninfo: str, database: str) -> None:
+        self._conninfo = conninfo
+        self._database = database
+        self._state: _State | None = None
+        self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._lock = asyncio.Lock()
+        self._tasks = TaskSet()
+        self._is_watched = False
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change. Raises StoreError if nothing has been heard of the database for too long."""
+        state = self._state
+        if state is None or not self.is_fresh:
+            raise StoreError(f"the catalog of {self._database} is not known")
+        return state.generation
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the picture was compared with the database a short time ago."""
+        state = self._state
+        return state is not None and asyncio.get_running_loop().time() - state.looked_at < STALE_AFTER
+
+    def bind(self, search_path: Path, user: str) -> BoundCatalog:
+        """The picture under one search_path. Raises StoreError."""
+        state = self._state
+        if state is None:
+            raise StoreError(f"the catalog of {self._database} is not known")
+        found = state.bound.get((search_path, user))
+        if found is None:
+            if len(state.bound) > 1000:
+                state.bound.clear()
+            found = BoundCatalog(state.picture, effective_path(search_path, user))
+            state.bound[search_path, user] = found
+        return found
+
+    async def current(self) -> DatabaseCatalog:
+        """The picture, loaded now if there is none. Raises StoreError."""
+        if self._state is None:
+            await self.refresh()
+        if not self._is_watched:
+            self._is_watched = True
+            self._tasks.spawn(self._watch(), f"catalog of {self._database}")
+        assert self._state is not None
+        return self._state.picture
+
+    async def refresh(self) -> None:
+        """Look whether anything has changed, and load it anew if so. Raises StoreError."""
+        async with self._lock:
+            try:
+                await self._refresh()
+            except (psycopg.Error, OSError) as error:
+                await self._drop_connection()
+                raise StoreError(f"the catalog of {self._database} cannot be read: {error}") from error
+
+    async def close(self) -> None:
+        """Stop watching."""
+        await self._tasks.close()
+        await self._drop_connection()
+
+    async def _refresh(self) -> None:
+        connection = await self._connect()
+        now = asyncio.get_running_loop().time()
+        fingerprint = (await (await connection.execute(_FINGERPRINT)).fetchall())[0]
+        state = self._state
+        if state is not None and state.fingerprint == fingerprint:
+            state.looked_at = now
+            return
+        picture = await _load(connection)
+        generation = state.generation + 1 if state is not None else 1
+        self._state = _State(picture, fingerprint, generation, now)
+
+    async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._conninfo,
+                autocommit=True,
+                application_name="sqlwall catalog",
+                options="-c default_transaction_read_only=on -c search_path=pg_catalog -c statement_timeout=30s",
+            )
+        return self._connection
+
+    async def _drop_connection(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.close()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            try:
+                await self.refresh()
+            except StoreError as error:
+                logger.warning("%s", error)
+
+
+def effective_path(search_path: Path, user: str) -> Path:
+    """The path with `$user` filled in and pg_catalog in front unless it is named (namespace.c)."""
+    named = tuple(user if schema == "$user" else schema for schema in search_path)
+    return named if "pg_catalog" in named else ("pg_catalog", *named)
+
+
+async def _load(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> DatabaseCatalog:
+    """Everything in one read-only snapshot, so that its parts fit each other."""
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        relations = await (await connection.execute(_RELATIONS)).fetchall()
+        functions = await (await connection.execute(_FUNCTIONS)).fetchall()
+        operators = await (await connection.execute(_OPERATORS)).fetchall()
+        types = await (await connection.execute(_TYPES)).fetchall()
+    return DatabaseCatalog(
+        {
+            (schema, name): _kind(schema, relkind, is_outside)
+            for schema, name, relkind, is_outside in relations
+        },
+        _homes(functions),
+        _homes(operators),
+        _homes(types, are_types=True),
+        frozenset(name for _, name, _, _, is_column, _ in functions if is_column),
+        _intruders(functions, operators, types),
+    )
+
+
+def _kind(schema: str, relkind: str, is_outside: bool) -> RelationKind:
+    if schema in CATALOG_SCHEMAS:
+        return RelationKind.CATALOG
+    if kind_of_schema(schema) is RelationKind.TEMP:
+        return RelationKind.TEMP
+    return RelationKind.FOREIGN if is_outside else _KINDS[relkind]
+
+
+def _homes(rows: Iterable[tuple[Any, ...]], *, are_types: bool = False) -> Homes:
+    """By name and schema. Several of one name in one schema are inert only if all are; a function only if reviewed."""
+    found: dict[str, dict[str, Home]] = {}
+    for schema, name, extension, computes, *_ in rows:
+        is_reviewed = extension in REVIEWED_EXTENSIONS
+        inert = (computes or is_reviewed) if are_types else (computes and is_reviewed)
+        homes = found.setdefault(name, {})
+        known = homes.get(schema)
+        homes[schema] = Home(schema, extension, bool(inert) and (known is None or known.is_inert))
+    return found
+
+
+def _intruders(*kinds: Iterable[tuple[Any, ...]]) -> frozenset[str]:
+    """Names that somebody added to pg_catalog."""
+    return frozenset(
+        name for rows in kinds for schema, name, *_, is_own in rows if schema == "pg_catalog" and not is_own
+    )

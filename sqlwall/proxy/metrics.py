@@ -1,0 +1,193 @@
+"""What a worker counts: plain integers on the hot path, rendered by the supervisor for Prometheus.
+
+Labels are bounded: agents are those that logged in, rules those of the rulesets, and beyond `LABELS_LIMIT` different
+values of one metric everything further is counted as ``other``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sqlwall import __version__
+
+LABELS_LIMIT: Final = 500
+#: Upper bounds of durations in seconds: from a cache hit to a sandboxed parse.
+BUCKETS: Final = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 1.0)
+
+Labels = tuple[str, ...]
+
+
+class Histogram:
+    """Counts by bucket, and their sum in seconds."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
+class Counters:
+    """Everything one worker counts."""
+
+    def __init__(self) -> None:
+        self.bytes_from_client = 0
+        self.bytes_from_server = 0
+        self.connections = 0
+        self.auth_failures = 0
+        self.upstream_failures = 0
+        self.cancels = 0
+        self.statements: dict[Labels, int] = {}
+        self.refusals: dict[Labels, int] = {}
+        self.gates: dict[Labels, int] = {}
+        self.limits: dict[Labels, int] = {}
+        self.endings: dict[Labels, int] = {}
+        self.sessions: dict[Labels, int] = {}
+        self.reloads: dict[Labels, int] = {}
+        self.judging = Histogram()
+
+    def statement(self, agent: str, operation: str, action: str) -> None:
+        """A statement was judged."""
+        _add(self.statements, (agent, operation.lower(), action))
+
+    def refusal(self, rule: str) -> None:
+        """A rule, or something built in, refused."""
+        _add(self.refusals, (rule,))
+
+    def gate(self, outcome: str) -> None:
+        """The gate looked at a commit."""
+        _add(self.gates, (outcome,))
+
+    def limit(self, rule: str) -> None:
+        """A limit ended a statement."""
+        _add(self.limits, (rule,))
+
+    def connection_opened(self) -> None:
+        """Somebody connected, whoever it is."""
+        self.connections += 1
+
+    def session_started(self, agent: str) -> None:
+        """An agent's session runs."""
+        _add(self.sessions, (agent,))
+
+    def session_closed(self, agent: str) -> None:
+        """It has ended."""
+        self.sessions[agent,] = self.sessions.get((agent,), 1) - 1
+
+    def session_ended(self, reason: str) -> None:
+        """Why a session ended."""
+        _add(self.endings, (reason,))
+
+    def auth_failure(self) -> None:
+        """A login was refused."""
+        self.auth_failures += 1
+
+    def upstream_failure(self) -> None:
+        """The server could not be reached, or refused our login."""
+        self.upstream_failures += 1
+
+    def cancel(self) -> None:
+        """A client asked for a cancel."""
+        self.cancels += 1
+
+    def reload(self, outcome: str) -> None:
+        """Configuration and rulesets were read anew: success or failure."""
+        _add(self.reloads, (outcome,))
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it as plain values, to be sent to the supervisor."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        for name in _LABELLED:
+            found[name] = [[*labels, count] for labels, count in getattr(self, name).items()]
+        found["judging"] = [*self.judging.counts, self.judging.total]
+        return found
+
+
+#: Attribute → name and meaning of the metric.
+_PLAIN: Final[Mapping[str, tuple[str, str]]] = {
+    "bytes_from_client": ("sqlwall_client_received_bytes", "Bytes received from agents."),
+    "bytes_from_server": ("sqlwall_server_received_bytes", "Bytes received from PostgreSQL."),
+    "connections": ("sqlwall_connections", "Connections accepted, logged in or not."),
+    "auth_failures": ("sqlwall_auth_failures", "Logins refused."),
+    "upstream_failures": ("sqlwall_upstream_failures", "Sessions that PostgreSQL did not give."),
+    "cancels": ("sqlwall_cancel_requests", "Cancel requests of agents."),
+}
+_LABELLED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
+    "statements": ("sqlwall_statements", "Statements judged.", ("agent", "operation", "action")),
+    "refusals": ("sqlwall_refusals", "Refusals by rule.", ("rule",)),
+    "gates": ("sqlwall_gate_decisions", "What the gate found at commit points.", ("outcome",)),
+    "limits": ("sqlwall_limits_hit", "Statements that a limit ended.", ("rule",)),
+    "endings": ("sqlwall_sessions_ended", "Why sessions ended.", ("reason",)),
+    "sessions": ("sqlwall_sessions", "Open sessions.", ("agent",)),
+    "reloads": ("sqlwall_reloads", "Reloads of configuration and rulesets.", ("outcome",)),
+}
+
+
+def _add(counts: dict[Labels, int], labels: Labels) -> None:
+    known = counts.get(labels)
+    if known is None and len(counts) >= LABELS_LIMIT:
+        labels = ("other",) * len(labels)
+        known = counts.get(labels)
+    counts[labels] = (known or 0) + 1
+
+
+def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of several workers' snapshots, and of those that have ended."""
+    merged: dict[str, Any] = Counters().snapshot()
+    labelled: dict[str, dict[Labels, int]] = {name: {} for name in _LABELLED}
+    for snapshot in snapshots:
+        for name in _PLAIN:
+            merged[name] += snapshot[name]
+        merged["judging"] = [a + b for a, b in zip(merged["judging"], snapshot["judging"], strict=True)]
+        for name, counts in labelled.items():
+            for *labels, count in snapshot[name]:
+                counts[tuple(labels)] = counts.get(tuple(labels), 0) + count
+    for name, counts in labelled.items():
+        merged[name] = [[*labels, count] for labels, count in counts.items()]
+    return merged
+
+
+class WallCollector(Collector):
+    """Renders what `read` returns: the merged snapshot, and gauges by name."""
+
+    def __init__(self, read: Callable[[], tuple[Mapping[str, Any], Mapping[str, float]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of the wall."""
+        counters, gauges = self._read()
+        info = GaugeMetricFamily("sqlwall_build_info", "What is running.", labels=("version",))
+        info.add_metric((__version__,), 1)
+        yield info
+        for key, (name, meaning) in _PLAIN.items():
+            yield CounterMetricFamily(name, meaning, value=counters[key])
+        for key, (name, meaning, labels) in _LABELLED.items():
+            family: Any = (GaugeMetricFamily if key == "sessions" else CounterMetricFamily)(
+                name, meaning, labels=labels
+            )
+            for *values, count in counters[key]:
+                family.add_metric(values, count)
+            yield family
+        yield _histogram("sqlwall_judge_seconds", "Time to parse and judge a segment.", counters["judging"])
+        for name, value in gauges.items():
+            yield GaugeMetricFamily(name, name.removeprefix("sqlwall_").replace("_", " "), value=value)
+
+
+def _histogram(name: str, meaning: str, values: list[float]) -> Metric:
+    *counts, total = values
+    buckets: list[tuple[str, float]] = []
+    running = 0.0
+    for bound, count in zip((*BUCKETS, float("inf")), counts, strict=True):
+        running += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound), running))
+    return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=total)

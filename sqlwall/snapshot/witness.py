@@ -1,0 +1,215 @@
+"""The gate's questions to the server, and what their answers prove. Pure: SQL texts, rows in, a decision out.
+
+`pg_locks` is the best witness of which relations a transaction wrote, the transaction's own counters of how many rows
+(MECHANICS, section 1). Every relation, function, operator and type is qualified: a temporary table named pg_locks or a
+search_path with its own `=` must not blind the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlwall.sql.statement import Operation
+
+#: One row: the transaction's id, NULL if it has written nothing.
+XID_QUERY: Final = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
+
+_COUNTERS: Final = (
+    b"pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid)::pg_catalog.text,"
+    b" pg_catalog.pg_stat_get_xact_tuples_updated(c.oid)::pg_catalog.text,"
+    b" pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid)::pg_catalog.text"
+)
+#: Modes that a reader never takes. RowShareLock (SELECT FOR UPDATE) assigns an id and changes no row.
+_MODES: Final = (
+    b"ARRAY['RowExclusiveLock','ShareUpdateExclusiveLock','ShareLock','ShareRowExclusiveLock','ExclusiveLock',"
+    b"'AccessExclusiveLock']::pg_catalog.text[]"
+)
+_LOCKED: Final = (
+    b"SELECT c.oid::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
+    b" c.relkind::pg_catalog.text, " + _COUNTERS + b","
+    b" (SELECT pg_catalog.string_agg(DISTINCT k.mode, ',') FROM pg_catalog.pg_locks k"
+    b" WHERE k.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+    b" AND k.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
+    b" AND k.relation OPERATOR(pg_catalog.=) c.oid"
+    b" AND k.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b"))"
+    b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+    b" WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_locks l"
+    b" WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+    b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
+    b" AND l.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b")))"
+)
+#: Catalogs release their locks early: only their counters tell of GRANT, CREATE, lo_unlink (MECHANICS, section 14).
+_CATALOGS: Final = (
+    b"SELECT c.oid::pg_catalog.text, 'pg_catalog', c.relname::pg_catalog.text, c.relkind::pg_catalog.text, "
+    + _COUNTERS
+    + b", NULL::pg_catalog.text FROM pg_catalog.pg_class c"
+    b" WHERE c.relnamespace OPERATOR(pg_catalog.=) 11::pg_catalog.oid"
+    b" AND c.relkind OPERATOR(pg_catalog.=) 'r'::pg_catalog.\"char\""
+    b" AND c.relname OPERATOR(pg_catalog.<>) 'pg_statistic'::pg_catalog.name"
+    b" AND (pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) OPERATOR(pg_catalog.>) 0"
+    b" OR pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.>) 0"
+    b" OR pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) OPERATOR(pg_catalog.>) 0)"
+)
+#: What the open transaction has locked for writing, and which catalogs it has changed, one row per relation. A relation
+#: that was created and dropped again is in pg_locks without a name, and counted in the last row.
+WITNESS_QUERY: Final = (
+    _LOCKED
+    + b" UNION ALL "
+    + _CATALOGS
+    + b" UNION ALL SELECT 'gone', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL"
+    b" FROM pg_catalog.pg_locks l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+    b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
+    b" AND l.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b")"
+    b" AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) l.relation)"
+    b" UNION ALL SELECT 'rows', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL"
+    b" FROM pg_catalog.pg_locks l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+    b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
+    b" AND l.mode OPERATOR(pg_catalog.=) 'RowShareLock'::pg_catalog.text"
+)
+#: The counters before the first write. Those of ordinary tables are read for every relation that has any, since what
+#: will be written is not known yet.
+BASELINE_QUERY: Final = (
+    b"SELECT c.oid::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
+    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", NULL::pg_catalog.text"
+    b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+    b" WHERE c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r','m']::pg_catalog.\"char\"[])"
+    b" AND (pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) OPERATOR(pg_catalog.>) 0"
+    b" OR pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.>) 0"
+    b" OR pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) OPERATOR(pg_catalog.>) 0)"
+)
+
+#: Lock modes that rows alone never need: TRUNCATE, DDL, LOCK TABLE.
+_DEFINING: Final = frozenset(
+    {"ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}
+)
+
+Row = Sequence[bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What one relation tells: rows inserted, updated, deleted, counted since the counters were last flushed."""
+
+    schema: str
+    name: str
+    kind: str
+    counts: tuple[int, int, int]
+    modes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """All of them, by object id. `gone` counts locked relations without a name, `row_locks` those locked by FOR UPDATE."""
+
+    relations: Mapping[str, Witness] = field(default_factory=dict)
+    gone: int = 0
+    row_locks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether one written relation may stay so; if not, why."""
+
+    is_permitted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Everything that was written is permitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something is not; `relation` is empty if it is no relation's fault."""
+
+    reason: str
+    relation: str = ""
+    operation: Operation | None = None
+
+
+Permitted = Callable[[Operation, str, str], Decision]
+
+
+def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
+    """The answer to WITNESS_QUERY or BASELINE_QUERY. Raises ValueError if it is not one."""
+    relations: dict[str, Witness] = {}
+    gone = row_locks = 0
+    for row in rows:
+        oid, schema, name, kind, inserted, updated, deleted, modes = [
+            value.decode() if value is not None else "" for value in row
+        ]
+        if oid == "gone":
+            gone = int(inserted)
+        elif oid == "rows":
+            row_locks = int(inserted)
+        else:
+            counts = (int(inserted), int(updated), int(deleted))
+            found = frozenset(mode for mode in modes.split(",") if mode)
+            known = relations.get(oid)
+            if known is not None:
+                found |= known.modes
+            relations[oid] = Witness(schema, name, kind, counts, found)
+    return Witnesses(relations, gone, row_locks)
+
+
+def decide(baseline: Witnesses | None, now: Witnesses, permitted: Permitted) -> Accepted | Refused:
+    """Whether a transaction that has an id may commit, where no row is covered by a snapshot.
+
+    Without a baseline the counters may be those of earlier transactions of the session, and count all the same. A table
+    that is locked for writing, where no row is counted, has been written in a way that is not known: refused.
+    """
+    if now.gone:
+        return Refused("a table was created or dropped behind the statement")
+    written = False
+    for oid, witness in now.relations.items():
+        before = baseline.relations.get(oid) if baseline is not None else None
+        answer = _decide_one(witness, _delta(before, witness), permitted)
+        if answer is not None:
+            return answer
+        written = True
+    if not written and not now.row_locks:
+        return Refused(
+            "something was written that no witness shows: a sequence, a large object, a log message"
+        )
+    return Accepted()
+
+
+def _delta(before: Witness | None, now: Witness) -> tuple[int, int, int]:
+    """What was counted since the baseline; if the counters were flushed in between, all that is there."""
+    if before is None:
+        return now.counts
+    difference = tuple(after - earlier for after, earlier in zip(now.counts, before.counts, strict=True))
+    return now.counts if min(difference) < 0 else (difference[0], difference[1], difference[2])
+
+
+def _decide_one(witness: Witness, delta: tuple[int, int, int], permitted: Permitted) -> Refused | None:
+    name = f"{witness.schema}.{witness.name}"
+    if witness.schema == "pg_catalog":
+        return None if delta == (0, 0, 0) and not witness.modes else Refused("a catalog was changed", name)
+    if witness.modes & _DEFINING:
+        return Refused("it was locked as only TRUNCATE, LOCK TABLE or a definition locks", name)
+    if witness.kind in ("i", "I", "t"):
+        return None  # written only through their table, which is a witness of its own
+    if witness.kind == "f":
+        return Refused("it is a foreign table: what was written elsewhere is not known", name)
+    operations = [
+        operation
+        for operation, count in zip(
+            (Operation.INSERT, Operation.UPDATE, Operation.DELETE), delta, strict=True
+        )
+        if count
+    ]
+    if witness.kind == "S":
+        operations = [Operation.UPDATE]
+    elif witness.kind in ("p", "v"):
+        return None  # its partitions, or the tables below, are witnesses of their own
+    elif not operations:
+        operations = [Operation.INSERT, Operation.UPDATE, Operation.DELETE]
+    for operation in operations:
+        decision = permitted(operation, witness.schema, witness.name)
+        if not decision.is_permitted:
+            return Refused(f"{operation.value.upper()}: {decision.reason}", name, operation)
+    return None

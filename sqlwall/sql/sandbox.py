@@ -1,0 +1,189 @@
+"""The parser in a process of its own, for texts that are too large to be read between two other clients' messages.
+
+It may take seconds, gigabytes, or the whole process with it (MECHANICS, section 10): then that process is killed, the
+text is refused, and the worker lives. One child at a time, a bounded queue before it. Facts come back as JSON of plain
+values, never as code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import resource
+import struct
+import sys
+from typing import Any, Final
+
+import orjson
+
+from sqlwall.sql.parse import analyze_guarded
+from sqlwall.sql.statement import (
+    Bounded,
+    Effect,
+    FunctionName,
+    Operation,
+    Relation,
+    Statement,
+    Transaction,
+    TransactionControl,
+    Unparsable,
+)
+
+logger = logging.getLogger(__name__)
+
+Facts = tuple[Statement, ...] | Unparsable
+
+DEADLINE: Final = 5.0  # seconds of wall time for one text
+QUEUE_LIMIT: Final = 8  # texts that may wait
+MEMORY_LIMIT: Final = 2 * 1024**3  # bytes of address space
+CPU_LIMIT: Final = 3600  # seconds of the child's whole life
+ANSWER_LIMIT: Final = 64 * 1024 * 1024
+_LENGTH: Final = struct.Struct("!I")
+
+
+class ParserSandbox:
+    """Reads texts in a killable child. `close` ends it; it ends by itself when the parent goes."""
+
+    def __init__(self, deadline: float = DEADLINE, queue_limit: int = QUEUE_LIMIT) -> None:
+        self._deadline = deadline
+        self._queue_limit = queue_limit
+        self._waiting = 0
+        self._lock = asyncio.Lock()
+        self._child: asyncio.subprocess.Process | None = None
+        self.requests = 0
+        self.deaths = 0
+        self.timeouts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        child = self._child
+        return child.pid if child is not None and child.returncode is None else None
+
+    async def analyze(self, text: bytes) -> Facts:
+        """Facts about the text; Unparsable 54001 if the child is late or dies, 53400 if too many texts wait."""
+        if self._waiting >= self._queue_limit:
+            return Unparsable("53400", "too many large statements are being parsed; try again later")
+        self._waiting += 1
+        self.requests += 1
+        try:
+            async with self._lock:
+                return await self._ask(text)
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """End the child."""
+        async with self._lock:
+            await self._kill()
+
+    async def _ask(self, text: bytes) -> Facts:
+        try:
+            async with asyncio.timeout(self._deadline):
+                child = await self._start()
+                assert child.stdin is not None and child.stdout is not None
+                child.stdin.write(_LENGTH.pack(len(text)) + text)
+                await child.stdin.drain()
+                size = _LENGTH.unpack(await child.stdout.readexactly(_LENGTH.size))[0]
+                if size > ANSWER_LIMIT:
+                    raise ValueError("an answer that is too long")
+                return decode(orjson.loads(await child.stdout.readexactly(size)))
+        except TimeoutError:
+            self.timeouts += 1
+            await self._kill()
+            return Unparsable("54001", f"statement could not be parsed within {self._deadline:g} s")
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            self.deaths += 1
+            logger.warning("the sandboxed parser has failed: %s", error)
+            await self._kill()
+            return Unparsable("54001", "statement is too complex to be parsed")
+        except BaseException:
+            # Cancelled in between: an answer to this text must never be taken for one to the next.
+            await self._kill()
+            raise
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        if self._child is None or self._child.returncode is not None:
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "sqlwall.sql.sandbox",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={"PYTHONPATH": os.pathsep.join(sys.path), "LANG": "C.UTF-8"},
+                limit=ANSWER_LIMIT,
+            )
+        return self._child
+
+    async def _kill(self) -> None:
+        child, self._child = self._child, None
+        if child is not None and child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+
+def encode(facts: Facts) -> bytes:
+    """Facts as JSON."""
+    if isinstance(facts, Unparsable):
+        return orjson.dumps({"unparsable": dataclasses.astuple(facts)})
+    return orjson.dumps({"statements": [dataclasses.asdict(statement) for statement in facts]})
+
+
+def decode(value: dict[str, Any]) -> Facts:
+    """Facts from JSON. Raises KeyError, TypeError or ValueError for anything else."""
+    if "unparsable" in value:
+        state, message, position = value["unparsable"]
+        return Unparsable(str(state), str(message), int(position))
+    return tuple(_statement(item) for item in value["statements"])
+
+
+def _statement(item: dict[str, Any]) -> Statement:
+    control = item.pop("control")
+    return Statement(
+        effects=tuple(_effect(effect) for effect in item.pop("effects")),
+        functions=tuple(FunctionName(**function) for function in item.pop("functions")),
+        columns=tuple(item.pop("columns")),
+        names=tuple(item.pop("names")),
+        control=None
+        if control is None
+        else TransactionControl(**(control | {"verb": Transaction(control["verb"])})),
+        **item,
+    )
+
+
+def _effect(item: dict[str, Any]) -> Effect:
+    relation = item["relation"]
+    return Effect(
+        Operation(item["operation"]),
+        Relation(**relation) if relation is not None else None,
+        item["subject"],
+        item["value"],
+        tuple(item["columns"]),
+        Bounded(item["bounded"]),
+    )
+
+
+def main() -> None:
+    """The child: one length-prefixed text in, one length-prefixed answer out, until the parent closes the pipe."""
+    for limit, value in (
+        (resource.RLIMIT_AS, MEMORY_LIMIT),
+        (resource.RLIMIT_CPU, CPU_LIMIT),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 16),
+    ):
+        resource.setrlimit(limit, (value, value))
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while len(header := source.read(_LENGTH.size)) == _LENGTH.size:
+        answer = encode(analyze_guarded(source.read(_LENGTH.unpack(header)[0])))
+        target.write(_LENGTH.pack(len(answer)) + answer)
+        target.flush()
+
+
+if __name__ == "__main__":
+    main()
