@@ -127,6 +127,7 @@ class Ledger:
     """
 
     __slots__ = (
+        "_is_open",
         "completed",
         "copy",
         "error",
@@ -148,6 +149,7 @@ class Ledger:
     def __init__(self, new_event: Callable[[], str]) -> None:
         self.new_event = new_event
         self.is_owed_failure = False
+        self._is_open = False  # the end of the last relayed row is still to come
         self.queue: deque[Expectation] = deque()
         self.out: list[bytes] = []
         self.held: list[bytes] = []
@@ -225,22 +227,17 @@ class Ledger:
             return
         head.rows += chunk.rows + chunk.copy_rows
         head.bytes += len(chunk.raw)
-        if head.cut:
-            # The message that was being relayed when the limit was hit has to be completed, and nothing else.
-            if chunk.head:
-                self._emit(chunk.raw[: chunk.head])
-            return
-        if 0 <= head.row_limit < head.rows or 0 <= head.byte_limit < head.bytes:
-            self.cut(
-                head,
-                f"more than {head.row_limit} rows"
-                if 0 <= head.row_limit < head.rows
-                else f"more than {head.byte_limit} bytes",
-            )
-            if chunk.head:
-                self._emit(chunk.raw[: chunk.head])
-            return
-        self._emit(chunk.raw)
+        if not head.cut and 0 <= head.row_limit < head.rows:
+            self.cut(head, f"more than {head.row_limit} rows")
+        elif not head.cut and 0 <= head.byte_limit < head.bytes:
+            self.cut(head, f"more than {head.byte_limit} bytes")
+        if not head.cut:
+            self._is_open = chunk.is_open
+            self._emit(chunk.raw)
+        elif self._is_open:
+            # The message whose beginning was relayed has to be completed, and nothing else.
+            self._is_open = chunk.is_open and chunk.head == len(chunk.raw)
+            self._emit(chunk.raw[: chunk.head])
 
     def cut(self, head: Expectation, what: str) -> None:
         """A limit ends the statement: nothing more of it is relayed, and its end becomes our error."""

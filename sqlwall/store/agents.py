@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from sqlwall.errors import ConfigError
@@ -159,7 +160,7 @@ def _find(connection: Connection, name: str) -> Agent | None:
     return None if row is None else _agent(row)
 
 
-def _agent(row: Row[Any]) -> Agent:
+def _agent(row: Sequence[Any]) -> Agent:
     return Agent(*row)
 
 
