@@ -150,7 +150,9 @@ def read_auth_methods(raw: object) -> str:
 
 def nearest(given: str, words: Iterable[str]) -> str:
     """``; did you mean x?`` where there is such a word, otherwise nothing."""
-    found = get_close_matches(given, list(words), n=1, cutoff=0.6)
+    known = list(words)
+    found = get_close_matches(given, known, n=1, cutoff=0.6)
+    found = found or [name for name in known if given and name.startswith(given)]
     return f"; did you mean {found[0]}?" if found else ""
 
 

@@ -18,7 +18,7 @@ import psycopg
 from sqlwall.errors import StoreError
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.rules.context import CATALOG_SCHEMAS, Home, RelationKind, ResolvedRelation, kind_of_schema
-from sqlwall.sql.statement import FunctionName, Relation
+from sqlwall.sql.statement import FunctionName, Relation, Statement
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ INTERVAL: Final = 2.0
 #: Without a look for so many seconds nothing is judged any more: fail closed.
 STALE_AFTER: Final = 60.0
 
+#: Object ids below it are PostgreSQL's own (access/transam.h, FirstNormalObjectId).
+FIRST_USER_OID: Final = 16384
 #: Extensions whose C functions and operators only compute: read, and on nobody's list of ways to the outside.
 REVIEWED_EXTENSIONS: Final = frozenset(
     {
@@ -88,7 +90,7 @@ SELECT n.nspname, p.proname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('
          AND EXISTS (SELECT FROM pg_catalog.pg_type t WHERE t.oid = p.proargtypes[0]
                      AND (t.typtype IN ('c', 'p', 'd')))
          AND p.oid >= 16384,
-       p.oid < 16384
+       p.proargtypes::oid[], p.oid < 16384
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid
@@ -96,7 +98,8 @@ LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass A
 LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 """
 _OPERATORS: Final[LiteralString] = """
-SELECT n.nspname, o.oprname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'), false, o.oid < 16384
+SELECT n.nspname, o.oprname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'), false,
+       ARRAY[o.oprleft, o.oprright], o.oid < 16384
 FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_operator'::regclass AND d.objid = o.oid
@@ -119,7 +122,8 @@ WITH RECURSIVE code AS (
     UNION SELECT c.reltype FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
     JOIN parts ON parts.oid = a.atttypid WHERE a.attnum > 0 AND c.reltype <> 0
 )
-SELECT n.nspname, t.typname, e.extname, NOT EXISTS (SELECT FROM parts WHERE parts.oid = t.oid), false, t.oid < 16384
+SELECT n.nspname, t.typname, e.extname, NOT EXISTS (SELECT FROM parts WHERE parts.oid = t.oid), false,
+       ARRAY[t.oid], t.oid < 16384
 FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid
      AND d.deptype = 'e' AND d.refclassid = 'pg_catalog.pg_extension'::regclass
@@ -127,7 +131,22 @@ LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 WHERE t.oid >= 16384
 """
 
+#: The types of users that a relation's rows are made of, and those that a type is made of.
+_COLUMN_TYPES: Final[LiteralString] = """
+SELECT n.nspname, c.relname, c.reltype, pg_catalog.array_agg(a.atttypid)
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE a.attnum > 0 AND a.atttypid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c') GROUP BY 1, 2, 3
+"""
+_TYPE_PARTS: Final[LiteralString] = """
+SELECT t.oid, n.nspname, t.typname, t.typelem, t.typbasetype, COALESCE(r.rngsubtype, 0)
+FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid OR r.rngmultitypid = t.oid
+WHERE t.oid >= 16384
+"""
+
 Path = tuple[str, ...]
+Types = frozenset[int]
 Homes = Mapping[str, Mapping[str, Home]]
 
 
@@ -162,6 +181,8 @@ class DatabaseCatalog:
     """One picture of a database. Homes are by name, then by schema.
 
     `columns` are names that may be called as one, `intruders` those that somebody added to pg_catalog.
+    `overloads` has, by kind and name, each schema that has code of that name, and the users' types among its arguments:
+    without a value of such a type it cannot be reached. `row_types` and `type_parts` say what can hold one.
     """
 
     relations: Mapping[tuple[str, str], RelationKind]
@@ -170,6 +191,9 @@ class DatabaseCatalog:
     types: Homes
     columns: frozenset[str]
     intruders: frozenset[str]
+    overloads: Mapping[tuple[str, str], tuple[tuple[str, Types], ...]]
+    row_types: Mapping[tuple[str, str], Types]
+    type_parts: Mapping[tuple[str, str], Types]
 
     def homes_of(self, kind: str) -> Homes:
         """The homes of one kind of name."""
@@ -212,6 +236,30 @@ class BoundCatalog:
                 return True
         return False
 
+    def reachable(self, function: FunctionName, statement: Statement) -> bool:
+        """See `CatalogView`."""
+        found = self.picture.overloads.get((function.kind, function.name), ())
+        candidates = [needed for schema, needed in found if schema in self.path]
+        if not all(candidates):
+            return True
+        values = self._values(statement)
+        return any(needed <= values for needed in candidates)
+
+    def _values(self, statement: Statement) -> Types:
+        """The users' types of which a value may occur: in a row that is read or written, or by name."""
+        picture = self.picture
+        values: set[int] = set()
+        for effect in statement.effects:
+            resolved = self.resolve(effect.relation) if effect.relation is not None else None
+            if resolved is not None:
+                values |= picture.row_types.get((resolved.schema, resolved.name), frozenset())
+        for function in statement.functions:
+            if function.kind == "type":
+                schemas = (function.schema,) if function.schema is not None else self.path
+                for schema in schemas:
+                    values |= picture.type_parts.get((schema, function.name), frozenset())
+        return frozenset(values)
+
     def homes(self, function: FunctionName) -> tuple[Home, ...]:
         """See `CatalogView`."""
         found = self.picture.homes_of(function.kind).get(function.name, {})
@@ -245,6 +293,7 @@ class CatalogCache:
         self._lock = asyncio.Lock()
         self._tasks = TaskSet()
         self._is_watched = False
+        self._users = 0
 
     @property
     def generation(self) -> int:
@@ -260,6 +309,11 @@ class CatalogCache:
         state = self._state
         return state is not None and asyncio.get_running_loop().time() - state.looked_at < STALE_AFTER
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether somebody uses it and it is not fresh."""
+        return self._users > 0 and not self.is_fresh
+
     def bind(self, search_path: Path, user: str) -> BoundCatalog:
         """The picture under one search_path. Raises StoreError."""
         state = self._state
@@ -273,15 +327,25 @@ class CatalogCache:
             state.bound[search_path, user] = found
         return found
 
-    async def current(self) -> DatabaseCatalog:
-        """The picture, loaded now if there is none. Raises StoreError."""
-        if self._state is None:
+    async def acquire(self) -> DatabaseCatalog:
+        """The picture as of now, kept up to date until `release`. Raises StoreError."""
+        state = self._state
+        if state is None or asyncio.get_running_loop().time() - state.looked_at > INTERVAL:
             await self.refresh()
+        self._users += 1
         if not self._is_watched:
             self._is_watched = True
             self._tasks.spawn(self._watch(), f"catalog of {self._database}")
         assert self._state is not None
         return self._state.picture
+
+    async def release(self) -> None:
+        """One user less; with the last the side connection is closed, so that nothing of ours holds the database."""
+        self._users -= 1
+        if self._users == 0:
+            async with self._lock:
+                if self._users == 0:
+                    await self._drop_connection()
 
     async def refresh(self) -> None:
         """Look whether anything has changed, and load it anew if so. Raises StoreError."""
@@ -327,6 +391,8 @@ class CatalogCache:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
+            if not self._users:
+                continue
             try:
                 await self.refresh()
             except StoreError as error:
@@ -347,6 +413,9 @@ async def _load(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Databas
         functions = await (await connection.execute(_FUNCTIONS)).fetchall()
         operators = await (await connection.execute(_OPERATORS)).fetchall()
         types = await (await connection.execute(_TYPES)).fetchall()
+        columns = await (await connection.execute(_COLUMN_TYPES)).fetchall()
+        parts = await (await connection.execute(_TYPE_PARTS)).fetchall()
+    made_of = _made_of(columns, parts)
     return DatabaseCatalog(
         {
             (schema, name): _kind(schema, relkind, is_outside)
@@ -355,8 +424,14 @@ async def _load(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Databas
         _homes(functions),
         _homes(operators),
         _homes(types, are_types=True),
-        frozenset(name for _, name, _, _, is_column, _ in functions if is_column),
+        frozenset(row[1] for row in functions if row[4]),
         _intruders(functions, operators, types),
+        _overloads(made_of, {"function": functions, "operator": operators, "type": types}),
+        {
+            (schema, name): frozenset().union(*(made_of.get(oid, {oid}) for oid in oids))
+            for schema, name, _, oids in columns
+        },
+        {(schema, name): frozenset(made_of.get(oid, {oid})) for oid, schema, name, *_ in parts},
     )
 
 
@@ -385,3 +460,38 @@ def _intruders(*kinds: Iterable[tuple[Any, ...]]) -> frozenset[str]:
     return frozenset(
         name for rows in kinds for schema, name, *_, is_own in rows if schema == "pg_catalog" and not is_own
     )
+
+
+def _made_of(columns: Iterable[tuple[Any, ...]], parts: Iterable[tuple[Any, ...]]) -> dict[int, set[int]]:
+    """Of each user's type, itself and all users' types that it is made of: elements, base types, attributes."""
+    direct: dict[int, set[int]] = {}
+    for oid, _, _, *others in parts:
+        direct.setdefault(oid, set()).update(other for other in others if other >= FIRST_USER_OID)
+    for _, _, row_type, oids in columns:
+        direct.setdefault(row_type, set()).update(oids)
+    closed: dict[int, set[int]] = {}
+    for oid in direct:
+        reached, waiting = {oid}, [oid]
+        while waiting:
+            for other in direct.get(waiting.pop(), ()):
+                if other not in reached:
+                    reached.add(other)
+                    waiting.append(other)
+        closed[oid] = reached
+    return closed
+
+
+def _overloads(
+    made_of: Mapping[int, set[int]], kinds: Mapping[str, list[tuple[Any, ...]]]
+) -> dict[tuple[str, str], tuple[tuple[str, Types], ...]]:
+    """By kind and name, each piece of code that is not inert: its schema, and the users' types that it takes."""
+    found: dict[tuple[str, str], tuple[tuple[str, Types], ...]] = {}
+    for kind, rows in kinds.items():
+        for schema, name, extension, computes, _, arguments, is_own in rows:
+            if is_own or (computes and (extension in REVIEWED_EXTENSIONS or kind == "type")):
+                continue
+            needed = frozenset(oid for oid in arguments if oid >= FIRST_USER_OID)
+            # An array of a type is reached by whoever has the type: what is needed is what it is made of.
+            elements = frozenset(min(made_of.get(oid, {oid})) for oid in needed)
+            found[kind, name] = (*found.get((kind, name), ()), (schema, elements))
+    return found

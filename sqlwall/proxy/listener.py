@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlwall.errors import AuthenticationError, ProtocolError, SqlwallError, StoreError, UpstreamError
+from sqlwall.errors import AuthenticationError, SqlwallError, StoreError, UpstreamError
 from sqlwall.proxy.authenticate import Accepted, CancelAsked, accept_client
+from sqlwall.proxy.catalog import CatalogCache
 from sqlwall.proxy.connection import Connection
 from sqlwall.proxy.observe import Relay
 from sqlwall.proxy.pipe import Pipe
 from sqlwall.proxy.policy import Identity, SessionPolicy
 from sqlwall.proxy.record import Recorder, SessionLabels
-from sqlwall.proxy.upstream import Upstream, connect_upstream, query_rows
+from sqlwall.proxy.upstream import Upstream, client_refusal, connect_upstream, query_rows
 from sqlwall.rules.ruleset import Mode, Ruleset
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import WATCHED_PARAMETERS
@@ -80,7 +81,11 @@ async def serve(worker: Worker, pipe: Pipe) -> None:
     except TimeoutError:
         counters.auth_failure()
         pipe.abort()
-    except (ProtocolError, ConnectionError, EOFError, OSError) as error:
+    except SqlwallError as error:
+        # The client has been told.
+        logger.info("client %s: %s", peer_of(pipe), error)
+        pipe.close()
+    except OSError as error:
         logger.info("client %s: %s", peer_of(pipe), error)
         pipe.close()
     except Exception:
@@ -109,7 +114,7 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
     except UpstreamError as error:
         logger.error("server refused %s: %s", agent.name, error)
         worker.counters.upstream_failure()
-        _say(pipe, _upstream_refusal(error))
+        _say(pipe, client_refusal(error, accepted.parameters.get("database", "")))
     except (StoreError, SqlwallError) as error:
         logger.error("login of %s refused, closed: %s", agent.name, error)
         _say(pipe, words.internal_failure(new_ulid()).as_fatal())
@@ -123,24 +128,13 @@ def _say(pipe: Pipe, refusal: Refusal) -> None:
     pipe.close()
 
 
-def _upstream_refusal(error: UpstreamError) -> Refusal:
-    """What a client may know of a failed login upstream: never the wall's own credentials."""
-    if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
-        return words.ending(error.sqlstate, str(error))
-    if error.sqlstate == sqlstate.TOO_MANY_CONNECTIONS:
-        return words.ending(error.sqlstate, "the server has too many connections already")
-    return words.ending(sqlstate.CANNOT_CONNECT_NOW, "sqlwall cannot log in to the server. Retry later.")
-
-
 async def _log_in(worker: Worker, accepted: Accepted, ruleset: Ruleset) -> Upstream:
     parameters = dict(accepted.parameters)
     parameters.pop("user", None)
     if ruleset.mode is Mode.ENFORCE:
         parameters["default_transaction_read_only"] = "on"
         parameters["client_encoding"] = "UTF8"
-    settings = worker.upstream_settings
-    async with asyncio.timeout(worker.config.timeouts.upstream_connect or None):
-        return await connect_upstream(settings, parameters)
+    return await connect_upstream(worker.upstream_settings, parameters)
 
 
 async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset: Ruleset) -> None:
@@ -148,7 +142,7 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
     search_path, read_only, conforming, counting, user = [
         value.decode() if value else "" for value in rows[0]
     ]
-    database = accepted.parameters.get("database") or accepted.agent.name
+    database = worker.upstream_settings.dbname or accepted.parameters["database"]
     labels = SessionLabels(accepted.agent.name, new_ulid(), peer_of(accepted.pipe), database)
     recorder = Recorder(worker.audit, worker.counters, labels, worker.config.audit.statement_bytes)
     key = new_cancel_key(accepted.protocol)
@@ -169,21 +163,19 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
             sqlstate.SYSTEM_ERROR,
         )
     catalog = await worker.catalog_of(database)
-    policy = worker.new_policy(
-        identity, search_path, catalog, is_standby=_is_standby(upstream.parameter_status)
-    )
-    policy.refresh()
-    connection = Connection(
-        worker,
-        policy,
-        recorder,
-        worker.config.limits.segment_bytes,
-        worker.config.timeouts.statement,
-    )
+    try:
+        standby = upstream.parameter_status.get(b"in_hot_standby") == b"on"
+        policy = worker.new_policy(identity, search_path, catalog, is_standby=standby)
+        policy.refresh()
+    except BaseException:
+        worker.release_catalog(catalog)
+        raise
+    limits, timeouts = worker.config.limits, worker.config.timeouts
+    connection = Connection(worker, policy, recorder, limits.segment_bytes, timeouts.statement)
     connection.watched = {
         name: value for name, value in upstream.parameter_status.items() if name in WATCHED_PARAMETERS
     }
-    worker.register(connection, upstream, key)
+    worker.register(connection, upstream, key, catalog)
     recorder.note(AuditKind.LOGIN, reason=f"ruleset {ruleset.name}")
     _hand_over(accepted, upstream, connection, _greeting(upstream.parameter_status, key, is_enforced=True))
 
@@ -199,6 +191,7 @@ async def _start_relay(
 ) -> None:
     """Modes observe and warn: without a catalog there is no record of verdicts, but everything passes all the same."""
     policy: SessionPolicy | None = None
+    catalog: CatalogCache | None = None
     try:
         catalog = await worker.catalog_of(identity.database)
         policy = worker.new_policy(identity, search_path, catalog, is_standby=False)
@@ -206,7 +199,7 @@ async def _start_relay(
     except SqlwallError as error:
         logger.warning("session of %s is not judged: %s", identity.agent, error)
     relay = Relay(worker, policy, recorder, lambda: worker.ruleset_of(identity.agent))
-    worker.register(relay, upstream, key)
+    worker.register(relay, upstream, key, catalog)
     recorder.note(AuditKind.LOGIN, reason="not enforced")
     _hand_over(accepted, upstream, relay, _greeting(upstream.parameter_status, key, is_enforced=False))
 
@@ -223,10 +216,6 @@ def _hand_over(
     rest = accepted.pipe.hand_over(client_side)
     if rest:
         connection.receive_client(rest)
-
-
-def _is_standby(parameters: Mapping[bytes, bytes]) -> bool:
-    return parameters.get(b"in_hot_standby") == b"on"
 
 
 def _greeting(parameters: Mapping[bytes, bytes], key: CancelKey, *, is_enforced: bool) -> bytes:

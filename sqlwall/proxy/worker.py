@@ -7,7 +7,6 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
@@ -52,6 +51,7 @@ class Link:
 
     upstream: Upstream
     key: CancelKey
+    catalog: CatalogCache | None
 
 
 class Worker:
@@ -62,7 +62,7 @@ class Worker:
         self.audit = audit
         self.counters = Counters()
         self.tasks = TaskSet()
-        self.upstream_settings = UpstreamSettings.of(config.upstream)
+        self.upstream_settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)
         self.accept_settings = AcceptSettings.of(config, client_side_context(config.tls))
         self._engine = engine
         self._find_ruleset = find_ruleset
@@ -115,9 +115,7 @@ class Worker:
     def problems(self) -> list[str]:
         """Why sessions would be refused now."""
         return [
-            f"catalog of {database}: not refreshed"
-            for database, c in self._catalogs.items()
-            if not c.is_fresh
+            f"catalog of {database}: not refreshed" for database, c in self._catalogs.items() if c.is_stale
         ]
 
     async def drain(self, seconds: float) -> None:
@@ -153,7 +151,7 @@ class Worker:
         accept = AcceptSettings.of(config, client_side_context(config.tls))
         self._rulesets = fresh
         self.accept_settings = accept
-        self.upstream_settings = UpstreamSettings.of(config.upstream)
+        self.upstream_settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)
         self.config = replace(config, listen=self.config.listen, metrics=self.config.metrics)
 
     def _load(self, name: str) -> Ruleset:
@@ -211,8 +209,12 @@ class Worker:
             catalog = self._catalogs[database] = CatalogCache(
                 self.upstream_settings.conninfo(database), database
             )
-        await catalog.current()
+        await catalog.acquire()
         return catalog
+
+    def release_catalog(self, catalog: CatalogCache) -> None:
+        """A session of its database has ended."""
+        self.tasks.spawn(catalog.release(), "release of a catalog")
 
     def new_policy(
         self, identity: Identity, search_path: str, catalog: CatalogCache, *, is_standby: bool
@@ -228,9 +230,15 @@ class Worker:
             is_standby=is_standby,
         )
 
-    def register(self, connection: Connection | Relay, upstream: Upstream, key: CancelKey) -> None:
-        """A connection is about to run."""
-        self._connections[connection] = Link(upstream, key)
+    def register(
+        self,
+        connection: Connection | Relay,
+        upstream: Upstream,
+        key: CancelKey,
+        catalog: CatalogCache | None,
+    ) -> None:
+        """A connection is about to run; its catalog is released when it ends."""
+        self._connections[connection] = Link(upstream, key, catalog)
         self._cancel_keys[key.process_id, key.secret] = connection
         self.counters.session_started(connection.agent)
 
@@ -240,6 +248,8 @@ class Worker:
         """See `connection.Shared`."""
         link = self._connections.pop(connection, None)
         if link is not None:
+            if link.catalog is not None:
+                self.release_catalog(link.catalog)
             self._cancel_keys.pop((link.key.process_id, link.key.secret), None)
             self.release(connection.agent)
             self.counters.session_closed(connection.agent)

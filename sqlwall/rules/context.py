@@ -11,7 +11,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Protocol
 
-from sqlwall.sql.statement import FunctionName, Relation
+from sqlwall.sql.statement import FunctionName, Relation, Statement
 
 
 class RelationKind(Enum):
@@ -73,6 +73,10 @@ class CatalogView(Protocol):
         """
         ...
 
+    def reachable(self, function: FunctionName, statement: Statement) -> bool:
+        """Whether an overload of a built-in name could be meant in this statement, as far as its arguments' types go."""
+        ...
+
     def homes(self, function: FunctionName) -> tuple[Home, ...]:
         """Every home that the call might reach, pg_catalog included; empty if there is nothing of that name."""
         ...
@@ -110,6 +114,9 @@ class StaticCatalog:
 
     def overloaded(self, name: str, kind: str) -> bool:
         return name in self.overloads or (name in self.extensions and kind != "type")
+
+    def reachable(self, function: FunctionName, statement: Statement) -> bool:
+        return True
 
     def homes(self, function: FunctionName) -> tuple[Home, ...]:
         if function.schema is not None:

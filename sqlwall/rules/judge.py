@@ -190,7 +190,11 @@ def acts(statement: Statement, context: Context) -> Iterator[Act]:
     for function in statement.functions:
         if function.schema not in {None, "pg_catalog"} or not is_known(function, context.server_major):
             yield from calls(function, context)
-        elif function.schema is None and context.catalog.overloaded(function.name, function.kind):
+        elif (
+            function.schema is None
+            and context.catalog.overloaded(function.name, function.kind)
+            and context.catalog.reachable(function, statement)
+        ):
             yield from calls(function, context, spare_builtin=True)
     for column in statement.columns:
         name = column.rpartition(".")[2]

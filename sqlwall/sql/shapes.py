@@ -23,7 +23,7 @@ _LATER_STAGES: Final = frozenset(
         "RangeTblRef", "RelabelType", "RowCompareExpr", "RowMarkClause", "RTEPermissionInfo", "ScalarArrayOpExpr",
         "SetOperationStmt", "SortGroupClause", "SubPlan", "SubscriptingRef", "TableFunc", "TableSampleClause",
         "TargetEntry", "Var", "WindowClause", "WindowFunc", "WindowFuncRunCondition", "WithCheckOption",
-        "PLAssignStmt", "ReturnStmt", "RawStmt", "CallContext", "Node", "Expr", "ValUnion",
+        "PLAssignStmt", "RawStmt", "CallContext", "Node", "Expr", "ValUnion",
     }
 )  # fmt: skip
 
@@ -72,6 +72,22 @@ def qualified(nodes: list[Json] | None) -> tuple[str | None, str]:
     if not parts:
         return None, ""
     return (parts[-2] if len(parts) > 1 else None), parts[-1]
+
+
+def literal(node: Json | None) -> str | None:
+    """A plain text literal, perhaps cast to text, which leaves it as it is; None if it is anything else.
+
+    Any other cast may make another text of it: ``'rolex'::varchar(4)`` is role.
+    """
+    if node is not None and "TypeCast" in node:
+        cast = node["TypeCast"]
+        target = cast.get("typeName", {})
+        is_text = qualified(target.get("names")) in ((None, "text"), ("pg_catalog", "text"))
+        if not is_text or "arrayBounds" in target or "typmods" in target:
+            return None
+        node = cast.get("arg")
+    value = node.get("A_Const", {}).get("sval") if node is not None else None
+    return None if value is None else str(value.get("sval", ""))
 
 
 def constant(node: Json | None) -> str | None:

@@ -146,9 +146,12 @@ class Statement:
     """Facts about one statement of a text. `start` and `end` are byte offsets into the text.
 
     `tag` is the command's name for messages ("DELETE"). `effects` holds every effect, nested ones included; it is never
-    empty: a statement that only computes has a SELECT effect without relation. `columns` are column references that no
-    FROM item explains syntactically (`t.x` may call x(t)). `prepared` is the name in PREPARE/EXECUTE/DEALLOCATE,
-    `cursor` the name in DECLARE/FETCH/MOVE/CLOSE. `body` holds the statement inside PREPARE.
+    empty: a query that reads no table has a SELECT effect without relation. `columns` are names of columns taken from
+    something (`t.x`, `(row).x`): each may be a call of x(t). `prepared` is the name in PREPARE, DEALLOCATE and EXECUTE
+    (EXPLAIN EXECUTE and CREATE TABLE AS EXECUTE included), `cursor` the name in DECLARE, FETCH, MOVE and CLOSE, `hold`
+    its WITH HOLD. `names` holds every name given or used for something that is no relation: prepared statements,
+    cursors, savepoints, roles, objects. `volatile` is set where code runs that is not known to only compute: a
+    function, an operator, CALL or DO.
     """
 
     tag: str

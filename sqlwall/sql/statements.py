@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from sqlwall.sql.predicate import boundedness
-from sqlwall.sql.shapes import Json
+from sqlwall.sql.shapes import Json, strings
 from sqlwall.sql.statement import Bounded, Effect, Operation
-from sqlwall.sql.walk import Handler, Scope, Walk, relation_of, with_scope
+from sqlwall.sql.walk import Handler, Scope, Walk, created, relation_of, with_scope
 
-_STRENGTHS: Final[Mapping[str, str]] = {
-    "LCS_FORKEYSHARE": "for key share",
-    "LCS_FORSHARE": "for share",
-    "LCS_FORNOKEYUPDATE": "for no key update",
-    "LCS_FORUPDATE": "for update",
-}
+_STRENGTHS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "LCS_FORKEYSHARE": "for key share",
+        "LCS_FORSHARE": "for share",
+        "LCS_FORNOKEYUPDATE": "for no key update",
+        "LCS_FORUPDATE": "for update",
+    }
+)
 _CURSOR_OPT_HOLD: Final = 0x0020
 
 
 def _select(walk: Walk, body: Json, scope: Scope) -> None:
-    scope = with_scope(walk, body.get("withClause"), scope)
-    into = body.get("intoClause")
-    if into is not None:
-        walk.effect(Effect(Operation.CREATE, relation_of(into["rel"]), subject="table"))
-    before = len(walk.effects)
-    walk.nodes(body.get("fromClause"), scope)
-    locked = [effect for effect in walk.effects[before:] if effect.operation is Operation.SELECT]
-    for clause in body.get("lockingClause") or ():
-        strength = _STRENGTHS.get(clause["LockingClause"].get("strength", ""), "for update")
-        for effect in locked:
-            walk.effect(Effect(Operation.LOCK, effect.relation, subject=strength))
-    walk.children("SelectStmt", body, scope, skip=("withClause", "intoClause", "fromClause", "lockingClause"))
+    """A chain of UNIONs leans to the left and may be long: it is followed without recursion."""
+    while True:
+        scope = with_scope(walk, body.get("withClause"), scope)
+        into = body.get("intoClause")
+        if into is not None:
+            walk.effect(Effect(Operation.CREATE, created(into["rel"]), subject="table"))
+            walk.children("IntoClause", into, scope, skip=("rel",))
+        sources = body.get("fromClause")
+        if sources is not None:
+            before = len(walk.effects)
+            walk.nodes(sources, scope)
+            for item in body.get("lockingClause") or ():
+                _lock_rows(walk, item["LockingClause"], sources, walk.effects[before:])
+        walk.children("SelectStmt", body, scope, skip=_SELECT_HANDLED)
+        left = body.get("larg")
+        if left is None:
+            return
+        body = left
+
+
+_SELECT_HANDLED: Final = ("withClause", "intoClause", "fromClause", "lockingClause", "larg")
+
+
+def _lock_rows(walk: Walk, clause: Json, sources: list[Json], read: list[Effect]) -> None:
+    """FOR UPDATE and its like: the tables named by OF, all that FROM reads otherwise, or where a name is no table's."""
+    strength = _STRENGTHS.get(clause.get("strength", ""), "for update")
+    tables = [effect.relation for effect in read if effect.operation is Operation.SELECT]
+    named = {item["RangeVar"].get("relname") for item in clause.get("lockedRels") or ()}
+    if named:
+        known = {_alias(table): relation_of(table) for table in _tables(sources)}
+        if named <= known.keys():
+            tables = [known[name] for name in named if known[name] in tables]
+    for table in dict.fromkeys(tables):
+        walk.effect(Effect(Operation.LOCK, table, subject=strength))
+
+
+def _tables(sources: list[Json]) -> Iterator[Json]:
+    """The tables of a FROM clause that have a name of their own there."""
+    pending = list(sources)
+    while pending:
+        item = pending.pop()
+        if "RangeVar" in item:
+            yield item["RangeVar"]
+        elif "JoinExpr" in item and item["JoinExpr"].get("alias") is None:
+            pending += [item["JoinExpr"].get("larg") or {}, item["JoinExpr"].get("rarg") or {}]
+
+
+def _alias(table: Json) -> str:
+    return str(table["alias"].get("aliasname", "") if "alias" in table else table.get("relname", ""))
 
 
 def _columns(targets: list[Json] | None) -> tuple[str, ...]:
@@ -115,29 +155,33 @@ def _copy(walk: Walk, body: Json, scope: Scope) -> None:
     elif body.get("filename"):
         walk.effect(Effect(Operation.COPY_FILE, target))
     if is_from:
-        walk.effect(Effect(Operation.COPY_IN, target))
+        walk.effect(Effect(Operation.COPY_IN, target, columns=strings(body.get("attlist"))))
     else:
         walk.effect(Effect(Operation.COPY_OUT, target))
         if table is not None:
             walk.read(table)
-    walk.children("CopyStmt", body, scope, skip=("relation",))
+    walk.query(body.get("query"), scope)
+    walk.children("CopyStmt", body, scope, skip=("relation", "query"))
 
 
 def _explain(walk: Walk, body: Json, scope: Scope) -> None:
     walk.effect(Effect(Operation.EXPLAIN))
-    walk.children("ExplainStmt", body, scope)
+    walk.query(body.get("query"), scope)
+    walk.children("ExplainStmt", body, scope, skip=("query",))
 
 
 def _prepare(walk: Walk, body: Json, scope: Scope) -> None:
     name = body.get("name", "")
     walk.names.append(name)
     walk.effect(Effect(Operation.PREPARE, subject=name))
-    walk.children("PrepareStmt", body, scope)
+    walk.query(body.get("query"), scope)
+    walk.children("PrepareStmt", body, scope, skip=("query",))
 
 
 def _execute(walk: Walk, body: Json, scope: Scope) -> None:
     name = body.get("name", "")
     walk.names.append(name)
+    walk.executed = name
     walk.effect(Effect(Operation.EXECUTE, subject=name))
     walk.children("ExecuteStmt", body, scope)
 
@@ -151,7 +195,8 @@ def _declare(walk: Walk, body: Json, scope: Scope) -> None:
     name = body.get("portalname", "")
     walk.names.append(name)
     walk.effect(Effect(Operation.CURSOR, subject=name))
-    walk.children("DeclareCursorStmt", body, scope)
+    walk.query(body.get("query"), scope)
+    walk.children("DeclareCursorStmt", body, scope, skip=("query",))
 
 
 def _cursor(walk: Walk, body: Json, scope: Scope) -> None:
@@ -163,19 +208,21 @@ def _cursor(walk: Walk, body: Json, scope: Scope) -> None:
 def _create_as(walk: Walk, body: Json, scope: Scope) -> None:
     into = body["into"]
     kind = "materialized view" if body.get("objtype") == "OBJECT_MATVIEW" else "table"
-    walk.effect(Effect(Operation.CREATE, relation_of(into["rel"]), subject=kind))
-    walk.children("CreateTableAsStmt", body, scope, skip=("into",))
+    walk.effect(Effect(Operation.CREATE, created(into["rel"]), subject=kind))
+    walk.children("IntoClause", into, scope, skip=("rel",))
+    walk.query(body.get("query"), scope)
 
 
 def _view(walk: Walk, body: Json, scope: Scope) -> None:
-    walk.effect(Effect(Operation.CREATE, relation_of(body["view"]), subject="view"))
-    walk.children("ViewStmt", body, scope, skip=("view",))
+    walk.effect(Effect(Operation.CREATE, created(body["view"]), subject="view"))
+    walk.query(body.get("query"), scope)
+    walk.children("ViewStmt", body, scope, skip=("view", "query"))
 
 
 def _call(walk: Walk, body: Json, scope: Scope) -> None:
     walk.volatile = True
-    names = [part["String"].get("sval", "") for part in body["funccall"].get("funcname", ())]
-    walk.effect(Effect(Operation.CALL, subject=".".join(names)))
+    name = ".".join(strings(body["funccall"].get("funcname")))
+    walk.effect(Effect(Operation.CALL, subject=name))
     walk.typed("FuncCall", body["funccall"], scope)
 
 

@@ -7,10 +7,11 @@ A node of a type that is not known is an UNKNOWN effect, never an absence. State
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
-from sqlwall.sql.functions import is_builtin_operator, is_pure
-from sqlwall.sql.shapes import DIRECT_FIELDS, KNOWN_NODES, Json, constant, qualified, strings
+from sqlwall.sql.functions import NEWEST, OLDEST, is_builtin_operator, is_pure
+from sqlwall.sql.shapes import DIRECT_FIELDS, KNOWN_NODES, Json, literal, qualified, strings
 from sqlwall.sql.statement import Effect, FunctionName, Operation, Relation
 
 #: Names of WITH queries that are visible: an unqualified relation of that name is no table.
@@ -18,21 +19,22 @@ Scope = frozenset[str]
 Handler = Callable[["Walk", Json, Scope], None]
 
 EMPTY_SCOPE: Final[Scope] = frozenset()
-#: The oldest and newest server: a function is volatile here if either does not know it as pure.
-_SERVERS: Final = (15, 18)
+_NO_FIELDS: Final[Mapping[str, str]] = MappingProxyType({})
 _SAMPLERS: Final = frozenset({"bernoulli", "system"})
-_SUGAR: Final[Mapping[str, tuple[str, ...]]] = {
-    "AEXPR_BETWEEN": (">=", "<="),
-    "AEXPR_NOT_BETWEEN": ("<", ">"),
-    "AEXPR_BETWEEN_SYM": (">=", "<="),
-    "AEXPR_NOT_BETWEEN_SYM": ("<", ">"),
-}
+_SUGAR: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "AEXPR_BETWEEN": (">=", "<="),
+        "AEXPR_NOT_BETWEEN": ("<", ">"),
+        "AEXPR_BETWEEN_SYM": (">=", "<="),
+        "AEXPR_NOT_BETWEEN_SYM": ("<", ">"),
+    }
+)
 
 
 class Walk:
     """What one statement's tree holds, gathered while walking."""
 
-    __slots__ = ("columns", "effects", "functions", "handlers", "names", "volatile")
+    __slots__ = ("columns", "effects", "executed", "functions", "handlers", "names", "volatile")
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self.handlers = handlers
@@ -40,6 +42,7 @@ class Walk:
         self.functions: dict[FunctionName, None] = {}
         self.columns: dict[str, None] = {}
         self.names: list[str] = []
+        self.executed: str | None = None
         self.volatile = False
 
     # -- visiting
@@ -56,7 +59,7 @@ class Walk:
         handler = self.handlers.get(kind)
         if handler is not None:
             handler(self, body, scope)
-        elif kind in KNOWN_NODES and not kind.endswith("Stmt"):
+        elif type(body) is dict and kind in KNOWN_NODES and not kind.endswith("Stmt"):
             self.children(kind, body, scope)
         else:
             self.effects.append(Effect(Operation.UNKNOWN, subject=kind))
@@ -64,11 +67,14 @@ class Walk:
     def nodes(self, items: list[Json] | None, scope: Scope) -> None:
         """A list of nodes."""
         for item in items or ():
-            self.node(item, scope)
+            if type(item) is dict:
+                self.node(item, scope)
+            else:
+                self.effects.append(Effect(Operation.UNKNOWN, subject="list"))
 
     def children(self, kind: str, body: Json, scope: Scope, skip: tuple[str, ...] = ()) -> None:
         """Every field of a node, whatever it is called."""
-        direct = DIRECT_FIELDS.get(kind, {})
+        direct = DIRECT_FIELDS.get(kind, _NO_FIELDS)
         for key, value in body.items():
             if key in skip:
                 continue
@@ -81,7 +87,18 @@ class Walk:
             elif type(value) is list:
                 self.nodes(value, scope)
 
+    def query(self, wrapped: Json | None, scope: Scope) -> None:
+        """A statement inside another: a query is a SELECT effect even where it reads no table."""
+        before = len(self.effects)
+        self.node(wrapped, scope)
+        if wrapped is not None and "SelectStmt" in wrapped and not self.has_read(before):
+            self.effects.append(Effect(Operation.SELECT))
+
     # -- noting
+
+    def has_read(self, since: int) -> bool:
+        """Whether a SELECT effect was noted since there were so many effects."""
+        return any(effect.operation is Operation.SELECT for effect in self.effects[since:])
 
     def effect(self, effect: Effect) -> None:
         """Note an effect."""
@@ -90,11 +107,14 @@ class Walk:
     def call(self, schema: str | None, name: str, arguments: int, kind: str = "function") -> None:
         """Note code that runs."""
         self.functions[FunctionName(schema, name, kind, arguments)] = None
-        if kind == "function":
-            if schema not in (None, "pg_catalog") or not all(is_pure(name, arguments, m) for m in _SERVERS):
-                self.volatile = True
-        elif kind == "operator" and (schema not in (None, "pg_catalog") or not is_builtin_operator(name)):
+        if self.volatile or kind == "type":
+            return
+        if schema not in (None, "pg_catalog"):
             self.volatile = True
+        elif kind == "operator":
+            self.volatile = not is_builtin_operator(name)
+        else:
+            self.volatile = not (is_pure(name, arguments, OLDEST) and is_pure(name, arguments, NEWEST))
 
     def operator(self, nodes: list[Json] | None) -> None:
         """Note an operator by its possibly qualified name."""
@@ -104,12 +124,20 @@ class Walk:
 
     def read(self, table: Json) -> None:
         """Note that a table is read."""
-        self.effect(Effect(Operation.SELECT, relation_of(table)))
+        self.effects.append(Effect(Operation.SELECT, relation_of(table)))
 
 
 def relation_of(table: Json) -> Relation:
     """The name of a RangeVar."""
     return Relation(table.get("schemaname"), table.get("relname", ""))
+
+
+def created(table: Json) -> Relation:
+    """The name of a RangeVar that is about to be made: a temporary one lands in a schema of the session's own."""
+    schema = table.get("schemaname")
+    if schema is None and table.get("relpersistence") == "t":
+        schema = "pg_temp"
+    return Relation(schema, table.get("relname", ""))
 
 
 def with_scope(walk: Walk, clause: Json | None, scope: Scope) -> Scope:
@@ -140,22 +168,41 @@ def _func_call(walk: Walk, body: Json, scope: Scope) -> None:
     is_counted = not (body.get("func_variadic") or body.get("agg_within_group"))
     walk.call(schema, name, len(arguments) if is_counted else -1)
     if name == "set_config":
-        setting = constant(arguments[0]) if arguments else None
-        value = constant(arguments[1]) if len(arguments) > 1 else None
+        setting = literal(arguments[0]) if is_counted and len(arguments) == 3 else None
+        value = literal(arguments[1]) if is_counted and len(arguments) == 3 else None
         subject = setting.lower() if setting is not None else None
         walk.effect(Effect(Operation.SET, subject=subject, value=value))
     walk.children("FuncCall", body, scope, skip=("funcname",))
 
 
 def _a_expr(walk: Walk, body: Json, scope: Scope) -> None:
-    kind = body.get("kind", "")
-    sugar = _SUGAR.get(kind)
-    if sugar is not None:
-        for name in sugar:
-            walk.call(None, name, -1, "operator")
-    else:
-        walk.operator(body.get("name"))
-    walk.children("A_Expr", body, scope, skip=("name",))
+    """A chain like ``a || b || c`` leans to the left and may be long: it is followed without recursion."""
+    while True:
+        sugar = _SUGAR.get(body.get("kind", ""))
+        if sugar is None:
+            walk.operator(body.get("name"))
+        else:
+            for name in sugar:
+                walk.call(None, name, -1, "operator")
+        left = body.get("lexpr")
+        if left is None or "A_Expr" not in left:
+            walk.children("A_Expr", body, scope, skip=("name",))
+            return
+        walk.children("A_Expr", body, scope, skip=("name", "lexpr"))
+        body = left["A_Expr"]
+
+
+def _case(walk: Walk, body: Json, scope: Scope) -> None:
+    if body.get("arg") is not None:
+        walk.call(None, "=", -1, "operator")
+    walk.children("CaseExpr", body, scope)
+
+
+def _join(walk: Walk, body: Json, scope: Scope) -> None:
+    """USING and NATURAL compare by whatever ``=`` the search path finds."""
+    if body.get("usingClause") or body.get("isNatural"):
+        walk.call(None, "=", -1, "operator")
+    walk.children("JoinExpr", body, scope)
 
 
 def _sub_link(walk: Walk, body: Json, scope: Scope) -> None:
@@ -173,23 +220,28 @@ def _sort_by(walk: Walk, body: Json, scope: Scope) -> None:
 
 def _type_name(walk: Walk, body: Json, scope: Scope) -> None:
     schema, name = qualified(body.get("names"))
-    if name and not body.get("pct_type"):
-        walk.call(schema, name, -1, "type")
+    if body.get("pct_type"):
+        # A column's type, which the text does not tell: no allow-list has a name with this sign.
+        walk.call(None, ".".join(strings(body.get("names"))) + "%TYPE", -1, "type")
     elif name:
-        walk.effect(Effect(Operation.UNKNOWN, subject="%TYPE"))
+        walk.call(schema, name, -1, "type")
     walk.children("TypeName", body, scope, skip=("names",))
 
 
 def _column_ref(walk: Walk, body: Json, scope: Scope) -> None:
     fields = body.get("fields") or []
     if len(fields) > 1 and "String" in fields[-1]:
-        walk.columns[".".join(strings(fields))] = None
+        walk.columns[fields[-1]["String"].get("sval", "")] = None
 
 
 def _indirection(walk: Walk, body: Json, scope: Scope) -> None:
     for name in strings(body.get("indirection")):
-        walk.columns[f"().{name}"] = None
+        walk.columns[name] = None
     walk.children("A_Indirection", body, scope)
+
+
+def _current_of(walk: Walk, body: Json, scope: Scope) -> None:
+    walk.names.append(body.get("cursor_name", ""))
 
 
 def _table_sample(walk: Walk, body: Json, scope: Scope) -> None:
@@ -208,6 +260,9 @@ EXPRESSIONS: Final[Mapping[str, Handler]] = {
     "RangeVar": _range_var,
     "FuncCall": _func_call,
     "A_Expr": _a_expr,
+    "CaseExpr": _case,
+    "CurrentOfExpr": _current_of,
+    "JoinExpr": _join,
     "SubLink": _sub_link,
     "SortBy": _sort_by,
     "TypeName": _type_name,

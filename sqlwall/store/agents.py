@@ -77,7 +77,9 @@ def add_agent(
         with writing(engine) as connection:
             _insert(connection, values)
     except _NameTaken:
-        raise ConfigError(f"agent {name} exists; `sqlwall agent rotate {name}` gives it a new password") from None
+        raise ConfigError(
+            f"agent {name} exists; `sqlwall agent rotate {name}` gives it a new password"
+        ) from None
     return password
 
 

@@ -51,7 +51,9 @@ __all__ = [
 _COLUMNS: Final = (*FIELDS, "hash")
 _INSERT: Final = sa.insert(AUDIT)
 _INSERT_HEAD: Final = sa.insert(HEADS)
-_READ_HEAD: Final = sa.select(HEADS.c.sequence, HEADS.c.hash).where(HEADS.c.writer == sa.bindparam("of_writer"))
+_READ_HEAD: Final = sa.select(HEADS.c.sequence, HEADS.c.hash).where(
+    HEADS.c.writer == sa.bindparam("of_writer")
+)
 _MOVE_HEAD: Final = (
     sa.update(HEADS)
     .where(HEADS.c.writer == sa.bindparam("of_writer"), HEADS.c.hash == sa.bindparam("old_hash"))
@@ -125,7 +127,9 @@ class AuditWriter:
                 return stored, [record for record in records if id(record) not in durable]
         raise self._broken()
 
-    def _chain(self, base: Head | None, records: Sequence[AuditRecord]) -> tuple[list[dict[str, object]], Head]:
+    def _chain(
+        self, base: Head | None, records: Sequence[AuditRecord]
+    ) -> tuple[list[dict[str, object]], Head]:
         if base is None:
             sequence, prev_hash = 0, NO_HASH
             records = (AuditRecord(AuditKind.GENESIS), *records)
@@ -375,4 +379,6 @@ class AuditLog:
             self._queue = deque(entry for entry in stranded if entry.future is None)
         for entry in stranded:
             if entry.future is not None and not entry.future.done():
-                entry.future.set_exception(StoreError(f"the audit log has ended: {self._error or 'no reason'}"))
+                entry.future.set_exception(
+                    StoreError(f"the audit log has ended: {self._error or 'no reason'}")
+                )

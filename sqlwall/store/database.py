@@ -140,7 +140,9 @@ def _url(location: str | Path) -> URL:
         url = make_url(location)
         backend = url.get_backend_name()
     except (ArgumentError, ValueError):
-        raise ConfigError("store: the URL cannot be read; write a path or postgresql://user@host/name") from None
+        raise ConfigError(
+            "store: the URL cannot be read; write a path or postgresql://user@host/name"
+        ) from None
     if backend == "sqlite":
         return _sqlite_url(url.database or "")
     if backend in ("postgresql", "postgres"):
@@ -162,9 +164,7 @@ def _sqlite_engine(url: URL, read_only: bool) -> Engine:
     if read_only:
         if not path.is_file():
             raise StoreError(f"store {path}: there is no such file")
-        url = url.set(
-            database=_READ_ONLY_PREFIX + quote(url.database), query={"mode": "ro", "uri": "true"}
-        )
+        url = url.set(database=_READ_ONLY_PREFIX + quote(url.database), query={"mode": "ro", "uri": "true"})
     else:
         _create_private(path)
     engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": PATIENCE})
@@ -213,7 +213,9 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
             continue
         if mode != "wal":
-            raise sqlite3.OperationalError(f"the file system cannot hold a write-ahead log (journal is {mode})")
+            raise sqlite3.OperationalError(
+                f"the file system cannot hold a write-ahead log (journal is {mode})"
+            )
         return
 
 
@@ -278,7 +280,9 @@ def _check_revision(engine: Engine) -> None:
     if revision != migrations.head():
         if not migrations.is_known(revision):
             raise _newer(engine, revision)
-        raise StoreError(f"store {describe(engine)}: is of revision {revision}; open it with `sqlwall serve` once")
+        raise StoreError(
+            f"store {describe(engine)}: is of revision {revision}; open it with `sqlwall serve` once"
+        )
 
 
 def _newer(engine: Engine, revision: str) -> StoreError:
@@ -288,4 +292,6 @@ def _newer(engine: Engine, revision: str) -> StoreError:
 def _require_utf8(connection: Connection, engine: Engine) -> None:
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
     if encoding != "UTF8":
-        raise StoreError(f"store {describe(engine)}: its encoding is {encoding}; create the database with UTF8")
+        raise StoreError(
+            f"store {describe(engine)}: its encoding is {encoding}; create the database with UTF8"
+        )

@@ -36,7 +36,9 @@ class Verifier:
         return f"Verifier(iterations={self.iterations})"
 
     @classmethod
-    def of_password(cls, password: str, *, salt: bytes | None = None, iterations: int = ITERATIONS) -> Verifier:
+    def of_password(
+        cls, password: str, *, salt: bytes | None = None, iterations: int = ITERATIONS
+    ) -> Verifier:
         """Derive a verifier. Raises ConfigError for a password that is empty or not printable ASCII."""
         if not (password and password.isascii() and password.isprintable()):
             raise ConfigError("password: printable ASCII characters only")
@@ -53,7 +55,9 @@ class Verifier:
         """
         identity = name.encode("utf-8", "surrogatepass")
         salt = _hmac(seed, b"salt " + identity)[:SALT_BYTES]
-        return cls(ITERATIONS, salt, _hmac(seed, b"stored key " + identity), _hmac(seed, b"server key " + identity))
+        return cls(
+            ITERATIONS, salt, _hmac(seed, b"stored key " + identity), _hmac(seed, b"server key " + identity)
+        )
 
     @classmethod
     def parse(cls, text: str) -> Verifier:

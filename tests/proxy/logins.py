@@ -73,8 +73,10 @@ async def listening(handle: Handler) -> AsyncIterator[int]:
         server.close()
         await tasks.close()
         for pipe in pipes:
+            is_ours = pipe.transport.get_protocol() is pipe  # and not an heir's
             pipe.abort()
-            await pipe.gone.wait()
+            if is_ours:
+                await pipe.gone.wait()
         await server.wait_closed()
 
 

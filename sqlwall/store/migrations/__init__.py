@@ -39,7 +39,8 @@ def head() -> str:
 def is_known(revision: str) -> bool:
     """Whether this program has `revision`; one that it has not was written by a newer program."""
     return any(
-        script.revision == revision for script in ScriptDirectory.from_config(configuration()).walk_revisions()
+        script.revision == revision
+        for script in ScriptDirectory.from_config(configuration()).walk_revisions()
     )
 
 
