@@ -269,11 +269,16 @@ class Worker:
     async def cancel(self, process_id: int, secret: bytes) -> None:
         """A client's CancelRequest; one that no session of ours answers to goes to the other workers."""
         self.counters.cancel()
-        connection = self._cancel_keys.get((process_id, secret))
-        if connection is not None:
-            await self.cancel_upstream(connection)
-        elif self.forward_cancel is not None:
+        if not await self.cancel_here(process_id, secret) and self.forward_cancel is not None:
             self.forward_cancel(process_id, secret)
+
+    async def cancel_here(self, process_id: int, secret: bytes) -> bool:
+        """Cancel what the session of this key is doing; False if none of ours has it."""
+        connection = self._cancel_keys.get((process_id, secret))
+        if connection is None:
+            return False
+        await self.cancel_upstream(connection)
+        return True
 
     def note(self, kind: AuditKind, *, reason: str, client: str) -> None:
         """Something that belongs to no session."""

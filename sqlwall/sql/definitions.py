@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from sqlwall.sql.objects import RELATIONS, names_in, object_kind, parts_of, relation_named
+from sqlwall.sql.objects import names_in, object_kind, parts_of, relation_named
 from sqlwall.sql.shapes import Json, qualified
 from sqlwall.sql.statement import Effect, Operation
 from sqlwall.sql.walk import Handler, Scope, Walk, created, relation_of
@@ -117,10 +117,7 @@ def _grant(walk: Walk, body: Json, scope: Scope) -> None:
     everything = body.get("targtype") != "ACL_TARGET_OBJECT"
     for item in body.get("objects") or [{}]:
         names = parts_of(item)
-        if everything or kind not in RELATIONS:
-            _about(walk, Operation.GRANT, f"all {kind}s in schema" if everything else kind, names)
-        else:
-            _about(walk, Operation.GRANT, kind, names)
+        _about(walk, Operation.GRANT, f"all {kind}s in schema" if everything else kind, names)
     walk.children("GrantStmt", body, scope, skip=("objects",))
 
 
@@ -139,17 +136,19 @@ def _defining(node: str, operation: Operation, subject: str, field: str) -> Hand
 
     def handle(walk: Walk, body: Json, scope: Scope) -> None:
         table = body.get(field) if field else None
-        kind = subject
+        kind = "procedure" if body.get("is_procedure") else subject
         for key in ("renameType", "objectType", "objtype", "kind") if not kind else ():
             if isinstance(body.get(key), str):
                 kind = object_kind(body[key])
                 break
-        names = names_in(body)
+        names = names_in(body) if kind != "cast" else ()
         if isinstance(table, dict):
             walk.names.extend(names)
             walk.effect(Effect(operation, relation_of(table.get("RangeVar", table)), subject=kind or None))
         else:
-            _about(walk, operation, kind, names)
+            roles = body.get("roles") or body.get("granted_roles")
+            for named in [parts_of(role) for role in roles] if roles and not names else [names]:
+                _about(walk, operation, kind, named)
         for key in _CODE_FIELDS if node not in _DEFINES_CODE else ():
             schema, name = qualified(body.get(key))
             if name:
@@ -227,8 +226,8 @@ _DEFINITIONS: Final[tuple[tuple[str, Operation, str, str], ...]] = (
     ("AlterRoleSetStmt", _A, "role", ""),
     ("RenameStmt", _A, "", "relation"),
     ("ReplicaIdentityStmt", _A, "replica identity", ""),
-    ("CommentStmt", _A, "comment", ""),
-    ("SecLabelStmt", _A, "security label", ""),
+    ("CommentStmt", _A, "", ""),
+    ("SecLabelStmt", _A, "", ""),
     ("DropdbStmt", _D, "database", ""),
     ("DropRoleStmt", _D, "role", ""),
     ("DropOwnedStmt", _D, "owned", ""),

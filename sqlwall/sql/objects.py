@@ -28,6 +28,7 @@ _KINDS: Final[Mapping[str, str]] = MappingProxyType(
         "largeobject": "large object",
         "matview": "materialized view",
         "opclass": "operator class",
+        "parameter acl": "parameter",
         "opfamily": "operator family",
         "publication namespace": "publication",
         "publication rel": "publication",
@@ -49,11 +50,10 @@ def object_kind(enum: str) -> str:
 
 #: Fields that hold the name of what a statement is about, the most telling one first.
 _NAME_FIELDS: Final = (
-    "object", "objects", "objectType", "funcname", "func", "defnames", "domainname", "typeName", "typevar",
-    "conversion_name", "opclassname", "opfamilyname", "opername", "extname", "amname", "plname", "trigname",
-    "policy_name", "rulename", "fdwname", "servername", "server_name", "pubname", "subname", "tablespacename",
-    "tableSpaceName", "new_tablespacename", "orig_tablespacename", "dbname", "schemaname", "dictname", "cfgname",
-    "collname", "granted_roles", "role", "roles", "filename", "name",
+    "extname", "object", "trigname", "funcname", "func", "defnames", "domainname", "typeName", "conversion_name",
+    "opclassname", "opfamilyname", "opername", "amname", "plname", "policy_name", "rulename", "servername", "fdwname",
+    "server_name", "pubname", "subname", "tablespacename", "orig_tablespacename", "dbname", "schemaname", "dictname",
+    "cfgname", "collname", "idxname", "role", "filename", "name",
 )  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def names_in(body: Json) -> tuple[str, ...]:
     """The parts of the name of what a statement is about; none where it has no name of its own."""
     for field in _NAME_FIELDS:
         found = body.get(field)
-        if isinstance(found, str) and field != "objectType":
+        if isinstance(found, str):
             return (found,)
-        if isinstance(found, dict | list):
+        if isinstance(found, dict | list) and field != "extname":
             names = parts_of(found)
             if names:
                 return names

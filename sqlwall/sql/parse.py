@@ -14,6 +14,7 @@ import orjson
 from pglast.parser import ParseError, parse_sql_json
 
 from sqlwall.sql.analyze import analyze
+from sqlwall.sql.repetition import is_repetitive
 from sqlwall.sql.statement import Statement, Unparsable
 
 #: Larger texts are read by the sandboxed parser only (bytes).
@@ -81,6 +82,8 @@ def _guard(text: bytes) -> Unparsable | None:
         return Unparsable(_TOO_COMPLEX, f"statement is longer than {TEXT_LIMIT} bytes")
     if len(text) > OPERATOR_RUN_LIMIT and _LONGEST_RUN in text.translate(_MARKED):
         return Unparsable(_TOO_COMPLEX, "statement has a run of operator characters that is too long")
+    if is_repetitive(text):
+        return Unparsable(_TOO_COMPLEX, "statement repeats parts of itself too often to be judged")
     return None
 
 

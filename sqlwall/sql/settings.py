@@ -131,7 +131,7 @@ def _value(name: str, arguments: list[Json] | None) -> str | None:
     values: list[str] = []
     for argument in arguments or ():
         value = constant(argument)
-        if value is None:
+        if value is None or "TypeCast" in argument:
             return None
         if name in _QUOTED_LISTS:
             value = '"' + value.replace('"', '""') + '"'

@@ -1,0 +1,157 @@
+"""One worker process: a `Wall` on a shared port, and a line to the supervisor that started it.
+
+Nothing is shared but the port. If the line breaks, the supervisor is gone: the worker ends its sessions, since nobody
+could tell it of a freeze or a reload any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import uvloop
+
+from sqlwall.config import Config
+from sqlwall.errors import SqlwallError
+from sqlwall.proxy.wall import Wall
+from sqlwall.proxy.worker import FindRuleset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What goes over the line, in both directions: a word and its values."""
+
+    word: str
+    value: Any = None
+
+
+def listen(config: Config) -> socket.socket:
+    """A socket on the shared port. Raises OSError with the address in its text."""
+    host, port = config.listen.host, config.listen.port
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.setblocking(False)
+        listening.bind(address)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+class WorkerProcess:
+    """The inside of a worker process."""
+
+    def __init__(self, config: Config, find_ruleset: FindRuleset, line: Connection) -> None:
+        self._config = config
+        self._wall = Wall(config, find_ruleset)
+        self._line = line
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until the supervisor says stop, or is gone."""
+        loop = asyncio.get_running_loop()
+        try:
+            await self._wall.start(listen(self._config))
+        except (SqlwallError, OSError) as error:
+            self._send(Message("failed", str(error)))
+            return
+        self._wall.worker.forward_cancel = self._forward_cancel
+        loop.add_reader(self._line.fileno(), self._receive)
+        self._send(Message("ready", self._wall.address))
+        await self._ended.wait()
+        loop.remove_reader(self._line.fileno())
+        await self._wall.stop()
+
+    def _forward_cancel(self, process_id: int, secret: bytes) -> None:
+        self._send(Message("cancel", (process_id, secret)))
+
+    def _receive(self) -> None:
+        try:
+            while self._line.poll():
+                self._obey(self._line.recv())
+        except (EOFError, OSError):
+            logger.error("the supervisor is gone: this worker ends")
+            asyncio.get_running_loop().remove_reader(self._line.fileno())
+            self._ended.set()
+
+    def _obey(self, message: Message) -> None:
+        worker = self._wall.worker
+        if message.word == "report":
+            self._send(Message("report", self._report()))
+        elif message.word == "cancel":
+            worker.tasks.spawn(worker.cancel_here(*message.value), "cancel from another worker")
+        elif message.word == "reload":
+            worker.tasks.spawn(self._reload(message.value), "reload")
+        elif message.word == "drain":
+            worker.tasks.spawn(self._drain(message.value), "drain")
+        elif message.word == "stop":
+            self._ended.set()
+
+    async def _reload(self, config: Config) -> None:
+        try:
+            self._wall.worker.reload(config)
+        except (SqlwallError, OSError) as error:
+            self._wall.worker.counters.reload("failure")
+            self._send(Message("reloaded", str(error)))
+            return
+        self._wall.worker.counters.reload("success")
+        self._send(Message("reloaded"))
+
+    async def _drain(self, seconds: float) -> None:
+        await self._wall.worker.drain(seconds)
+        self._ended.set()
+
+    def _report(self) -> dict[str, Any]:
+        audit = self._wall.audit
+        return {
+            "counters": self._wall.worker.counters.snapshot(),
+            "problems": self._wall.problems(),
+            "audit_lag": audit.lag(),
+            "audit_waiting": audit.waiting,
+            "audit_failures": audit.failures,
+            "audit_written": audit.written,
+            "head": str(audit.head) if audit.head is not None else "",
+        }
+
+    def _send(self, message: Message) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is gone; _receive sees it as well
+            self._line.send(message)
+
+
+def run_worker(config: Config, find_ruleset: FindRuleset, line: Connection, level: str) -> None:
+    """The entry of a worker process."""
+    configure_logging(level, config.log.format)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor tells what they mean
+
+    async def main() -> None:
+        await WorkerProcess(config, find_ruleset, line).run()
+
+    uvloop.run(main())
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Log to standard error, one line a record, as text or as JSON."""
+    handler = logging.StreamHandler()
+    text = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+    if form == "json":
+        text = (
+            '{"time":"%(asctime)s","pid":%(process)d,"level":"%(levelname)s","logger":"%(name)s",'
+            '"message":%(message)r}'
+        )
+    handler.setFormatter(logging.Formatter(text))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("alembic").setLevel("WARNING")
