@@ -18,6 +18,7 @@ import psycopg
 from sqlwall.errors import StoreError
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.rules.context import CATALOG_SCHEMAS, Home, RelationKind, ResolvedRelation, kind_of_schema
+from sqlwall.sql.functions import is_pure
 from sqlwall.sql.statement import FunctionName, Relation, Statement
 
 logger = logging.getLogger(__name__)
@@ -86,10 +87,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND n.nspname <> 'pg_toast'
 """
 _FUNCTIONS: Final[LiteralString] = """
 SELECT n.nspname, p.proname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'),
-       p.pronargs - p.pronargdefaults <= 1 AND (p.pronargs >= 1)
-         AND EXISTS (SELECT FROM pg_catalog.pg_type t WHERE t.oid = p.proargtypes[0]
-                     AND (t.typtype IN ('c', 'p', 'd')))
-         AND p.oid >= 16384,
+       p.pronargs - p.pronargdefaults <= 1 AND p.pronargs >= 1, p.pronargs - p.pronargdefaults,
+       CASE WHEN p.provariadic <> 0 THEN 100 ELSE p.pronargs END,
        p.proargtypes::oid[], p.oid < 16384
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang
@@ -98,7 +97,7 @@ LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass A
 LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 """
 _OPERATORS: Final[LiteralString] = """
-SELECT n.nspname, o.oprname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'), false,
+SELECT n.nspname, o.oprname, e.extname, p.provolatile <> 'v' AND l.lanname IN ('c', 'internal'), false, 0, 100,
        ARRAY[o.oprleft, o.oprright], o.oid < 16384
 FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode JOIN pg_catalog.pg_language l ON l.oid = p.prolang
@@ -122,7 +121,7 @@ WITH RECURSIVE code AS (
     UNION SELECT c.reltype FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
     JOIN parts ON parts.oid = a.atttypid WHERE a.attnum > 0 AND c.reltype <> 0
 )
-SELECT n.nspname, t.typname, e.extname, NOT EXISTS (SELECT FROM parts WHERE parts.oid = t.oid), false,
+SELECT n.nspname, t.typname, e.extname, NOT EXISTS (SELECT FROM parts WHERE parts.oid = t.oid), false, 0, 100,
        ARRAY[t.oid], t.oid < 16384
 FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid
@@ -177,12 +176,24 @@ def parse_search_path(text: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Overload:
+    """Code of somebody's: its schema, how many arguments it takes, and the users' types among them.
+
+    Without a value of each of these types it cannot be meant.
+    """
+
+    schema: str
+    needed: Types
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseCatalog:
     """One picture of a database. Homes are by name, then by schema.
 
-    `columns` are names that may be called as one, `intruders` those that somebody added to pg_catalog.
-    `overloads` has, by kind and name, each schema that has code of that name, and the users' types among its arguments:
-    without a value of such a type it cannot be reached. `row_types` and `type_parts` say what can hold one.
+    `columns` are names that may be called as one, `intruders` those that somebody added to pg_catalog. `overloads` has
+    the code of each kind and name. `row_types` and `type_parts` say what can hold one.
     """
 
     relations: Mapping[tuple[str, str], RelationKind]
@@ -191,7 +202,7 @@ class DatabaseCatalog:
     types: Homes
     columns: frozenset[str]
     intruders: frozenset[str]
-    overloads: Mapping[tuple[str, str], tuple[tuple[str, Types], ...]]
+    overloads: Mapping[tuple[str, str], tuple[Overload, ...]]
     row_types: Mapping[tuple[str, str], Types]
     type_parts: Mapping[tuple[str, str], Types]
 
@@ -239,7 +250,12 @@ class BoundCatalog:
     def reachable(self, function: FunctionName, statement: Statement) -> bool:
         """See `CatalogView`."""
         found = self.picture.overloads.get((function.kind, function.name), ())
-        candidates = [needed for schema, needed in found if schema in self.path]
+        count = function.arguments
+        candidates = [
+            overload.needed
+            for overload in found
+            if overload.schema in self.path and (count < 0 or overload.low <= count <= overload.high)
+        ]
         if not all(candidates):
             return True
         values = self._values(statement)
@@ -424,7 +440,7 @@ async def _load(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Databas
         _homes(functions),
         _homes(operators),
         _homes(types, are_types=True),
-        frozenset(row[1] for row in functions if row[4]),
+        _callable_columns(functions, connection.info.server_version // 10_000),
         _intruders(functions, operators, types),
         _overloads(made_of, {"function": functions, "operator": operators, "type": types}),
         {
@@ -483,15 +499,23 @@ def _made_of(columns: Iterable[tuple[Any, ...]], parts: Iterable[tuple[Any, ...]
 
 def _overloads(
     made_of: Mapping[int, set[int]], kinds: Mapping[str, list[tuple[Any, ...]]]
-) -> dict[tuple[str, str], tuple[tuple[str, Types], ...]]:
-    """By kind and name, each piece of code that is not inert: its schema, and the users' types that it takes."""
-    found: dict[tuple[str, str], tuple[tuple[str, Types], ...]] = {}
+) -> dict[tuple[str, str], tuple[Overload, ...]]:
+    """By kind and name, each piece of code that is not inert."""
+    found: dict[tuple[str, str], tuple[Overload, ...]] = {}
     for kind, rows in kinds.items():
-        for schema, name, extension, computes, _, arguments, is_own in rows:
+        for schema, name, extension, computes, _, low, high, arguments, is_own in rows:
             if is_own or (computes and (extension in REVIEWED_EXTENSIONS or kind == "type")):
                 continue
-            needed = frozenset(oid for oid in arguments if oid >= FIRST_USER_OID)
             # An array of a type is reached by whoever has the type: what is needed is what it is made of.
-            elements = frozenset(min(made_of.get(oid, {oid})) for oid in needed)
-            found[kind, name] = (*found.get((kind, name), ()), (schema, elements))
+            needed = frozenset(min(made_of.get(oid, {oid})) for oid in arguments if oid >= FIRST_USER_OID)
+            found[kind, name] = (*found.get((kind, name), ()), Overload(schema, needed, low, high))
     return found
+
+
+def _callable_columns(functions: Iterable[tuple[Any, ...]], major: int) -> frozenset[str]:
+    """Names that may be called in the notation of a column, ``(x).f``, and do more than compute."""
+    return frozenset(
+        name
+        for _, name, _, _, is_column, *_, is_own in functions
+        if is_column and not (is_own and is_pure(name, 1, major))
+    )

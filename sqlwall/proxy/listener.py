@@ -97,7 +97,7 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
     """An agent that has proven who it is: count it, log in upstream for it, and start."""
     agent = accepted.agent
     pipe = accepted.pipe
-    refusal = worker.reserve(agent)
+    refusal = worker.reserve(agent) if _is_served(worker, accepted) else _other_database(worker)
     if refusal is not None:
         _say(pipe, refusal)
         return
@@ -121,6 +121,17 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
     finally:
         if not is_started:
             worker.release(agent.name)
+
+
+def _is_served(worker: Worker, accepted: Accepted) -> bool:
+    """Whether the wall stands before the database that the client asks for. No name is the agent's name, as in libpq."""
+    only = worker.upstream_settings.dbname
+    return not only or accepted.parameters["database"] in (only, accepted.agent.name)
+
+
+def _other_database(worker: Worker) -> Refusal:
+    only = worker.upstream_settings.dbname
+    return words.ending(sqlstate.INSUFFICIENT_PRIVILEGE, f'sqlwall serves database "{only}" only [other-database]')
 
 
 def _say(pipe: Pipe, refusal: Refusal) -> None:

@@ -196,8 +196,7 @@ def acts(statement: Statement, context: Context) -> Iterator[Act]:
             and context.catalog.reachable(function, statement)
         ):
             yield from calls(function, context, spare_builtin=True)
-    for column in statement.columns:
-        name = column.rpartition(".")[2]
+    for name in statement.columns:
         if context.catalog.column_is_function(name):
             call = FunctionName(None, name, "function", 1)
             yield from calls(call, context, spare_builtin=is_known(call, context.server_major))

@@ -27,6 +27,7 @@ from sqlwall.session.segment import (
     is_change,
     is_executing,
     opens_block,
+    unsettles,
     without_snapshot,
 )
 from sqlwall.sql.statement import Operation, Statement, Transaction, Unparsable
@@ -239,6 +240,7 @@ class Examination:
         if not self._allows(step, statement):
             return
         changes = is_change(statement)
+        runs_code = unsettles(statement)
         if is_executing(statement):
             found = self._statements.find((statement.prepared or "").encode())
             if found is None:
@@ -250,6 +252,7 @@ class Examination:
                 if not self._allows(step, prepared.statement):
                     return
                 changes = changes or body_changes(prepared.statement)
+                runs_code = runs_code or unsettles(prepared.statement)
         for effect in statement.effects:
             if effect.operation is Operation.SET and effect.subject is not None:
                 refusal = self._policy.expect_setting(effect.subject, effect.value)
@@ -261,7 +264,7 @@ class Examination:
             self._control(step, statement, several=several)
         elif changes:
             self._change(step, statement)
-        self._unsettled = self._unsettled or statement.volatile
+        self._unsettled = self._unsettled or runs_code
 
     def _change(self, step: Step, statement: Statement) -> None:
         standing = self._standing

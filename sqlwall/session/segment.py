@@ -11,6 +11,7 @@ from enum import IntEnum
 from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.prepared import Prepared
 from sqlwall.session.refusal import Refusal
+from sqlwall.sql.functions import keeps_settings
 from sqlwall.sql.statement import WRITE_OPERATIONS, Operation, Statement, Transaction
 from sqlwall.wire.frames import Frame
 
@@ -138,9 +139,24 @@ def ends_block(statement: Statement) -> bool:
     )
 
 
+def unsettles(statement: Statement) -> bool:
+    """Whether it runs code that may change settings, so that nothing behind it in the pipeline is sure to mean what it
+    meant: functions that are not PostgreSQL's own, and those of its own that set a setting or run a text.
+    """
+    if not statement.volatile:
+        return False
+    if any(effect.operation in (Operation.CALL, Operation.DO) for effect in statement.effects):
+        return True
+    return not all(
+        function.kind != "function"
+        or (function.schema in (None, "pg_catalog") and keeps_settings(function.name))
+        for function in statement.functions
+    )
+
+
 def is_executing(statement: Statement) -> bool:
-    """EXECUTE of a prepared statement."""
-    return bool(statement.effects) and statement.effects[0].operation is Operation.EXECUTE
+    """EXECUTE of a prepared statement, by itself or inside EXPLAIN or CREATE TABLE AS."""
+    return any(effect.operation is Operation.EXECUTE for effect in statement.effects)
 
 
 def without_snapshot(statement: Statement, verdict: Verdict) -> Verdict:

@@ -41,6 +41,24 @@ SENSITIVE_CATALOGS: Final = frozenset(
 )
 
 
+#: PostgreSQL's own functions that do something, but neither change a setting nor run a text.
+_KEEPING_SETTINGS: Final = frozenset(
+    {
+        "nextval", "setval", "pg_notify", "pg_sleep", "pg_sleep_for", "pg_sleep_until", "pg_cancel_backend",
+        "pg_terminate_backend", "pg_advisory_lock", "pg_advisory_lock_shared", "pg_advisory_unlock",
+        "pg_advisory_unlock_all", "pg_advisory_unlock_shared", "pg_advisory_xact_lock",
+        "pg_advisory_xact_lock_shared", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
+        "pg_try_advisory_xact_lock", "pg_try_advisory_xact_lock_shared", "pg_current_xact_id", "txid_current",
+        "pg_export_snapshot", "pg_read_file", "pg_ls_dir",
+    }
+)  # fmt: skip
+
+
+def keeps_settings(name: str) -> bool:
+    """Whether pg_catalog's function of that name leaves every setting as it is, pure or not."""
+    return name in _KEEPING_SETTINGS or is_pure(name, -1, NEWEST)
+
+
 def _bit(major: int) -> int:
     """The bit of a version; a newer one is taken for the newest known, an older one has none."""
     return 1 << (min(major, NEWEST) - OLDEST) if major >= OLDEST else 0

@@ -52,7 +52,11 @@ class Walk:
         if wrapped is None:
             return
         for kind, body in wrapped.items():
-            self.typed(kind, body, scope)
+            handler = self.handlers.get(kind)
+            if handler is not None:
+                handler(self, body, scope)
+            else:
+                self.typed(kind, body, scope)
 
     def typed(self, kind: str, body: Json, scope: Scope) -> None:
         """A node whose type the place gives."""
@@ -76,16 +80,16 @@ class Walk:
         """Every field of a node, whatever it is called."""
         direct = DIRECT_FIELDS.get(kind, _NO_FIELDS)
         for key, value in body.items():
-            if key in skip:
-                continue
-            if type(value) is dict:
+            shape = type(value)
+            if shape is list:
+                if key not in skip:
+                    self.nodes(value, scope)
+            elif shape is dict and key not in skip:
                 known = direct.get(key)
                 if known is not None:
                     self.typed(known, value, scope)
                 else:
                     self.node(value, scope)
-            elif type(value) is list:
-                self.nodes(value, scope)
 
     def query(self, wrapped: Json | None, scope: Scope) -> None:
         """A statement inside another: a query is a SELECT effect even where it reads no table."""

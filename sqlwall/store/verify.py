@@ -4,5 +4,3 @@ Everything streams; memory grows with the number of writers, not of records.
 """
 
 from __future__ import annotations
-
-

@@ -11,6 +11,7 @@ from sqlwall.session.segment import Segment
 from sqlwall.session.session import Session
 from sqlwall.sql.statement import (
     Effect,
+    FunctionName,
     Operation,
     Relation,
     Statement,
@@ -45,7 +46,9 @@ DELETE = statement(Operation.DELETE)
 INSERT = statement(Operation.INSERT)
 BEGIN = control(Transaction.BEGIN)
 COMMIT = control(Transaction.COMMIT)
-CALLS = statement(Operation.SELECT, "CALLS", volatile=True)
+CALLS = statement(
+    Operation.SELECT, "CALLS", volatile=True, functions=(FunctionName(None, "somebodys", "function", 0),)
+)
 
 TEXTS: Mapping[bytes, Facts] = {
     b"select": (SELECT,),
