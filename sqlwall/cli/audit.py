@@ -63,7 +63,9 @@ def _line(record: dict[str, object]) -> str:
 @app.command("verify")
 @reported
 def verify_(
-    head: Annotated[list[str] | None, typer.Option(help="a head kept elsewhere, writer:sequence:hash")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(help="a head kept elsewhere, writer:sequence:hash")
+    ] = None,
     config: ConfigFile = None,
     store: Store = None,
     as_json: AsJson = False,

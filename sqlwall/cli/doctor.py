@@ -103,12 +103,16 @@ def _examine_config(config: Config) -> Iterator[Ailment]:
 def _examine_server(config: Config) -> Iterator[Ailment]:
     settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)
     try:
-        with psycopg.connect(settings.conninfo(config.upstream.dbname or "postgres"), autocommit=True) as connection:
+        with psycopg.connect(
+            settings.conninfo(config.upstream.dbname or "postgres"), autocommit=True
+        ) as connection:
             yield from _examine_connection(connection, settings)
             yield from _examine_role(connection)
             yield from _examine_rights(connection)
     except psycopg.OperationalError as error:
-        raise UpstreamError(f"cannot log in to {settings.address}: {str(error).strip().splitlines()[-1]}") from error
+        raise UpstreamError(
+            f"cannot log in to {settings.address}: {str(error).strip().splitlines()[-1]}"
+        ) from error
 
 
 def _examine_connection(connection: Connection, settings: UpstreamSettings) -> Iterator[Ailment]:
@@ -121,13 +125,21 @@ def _examine_connection(connection: Connection, settings: UpstreamSettings) -> I
         )
     if not settings.is_local and settings.host not in ("127.0.0.1", "::1", "localhost"):
         if not connection.pgconn.ssl_in_use:
-            yield Ailment("no TLS towards the server", "everything is sent in clear", "upstream.sslmode: verify-full")
+            yield Ailment(
+                "no TLS towards the server", "everything is sent in clear", "upstream.sslmode: verify-full"
+            )
         elif settings.sslmode not in ("verify-full", "verify-ca"):
-            yield Ailment("the server is not verified", "whoever answers is trusted", "upstream.sslmode: verify-full")
+            yield Ailment(
+                "the server is not verified", "whoever answers is trusted", "upstream.sslmode: verify-full"
+            )
     for name, wanted in (("track_counts", "on"), ("standard_conforming_strings", "on")):
         value = _one(connection, sql.SQL("SELECT pg_catalog.current_setting({})").format(name))
         if value != wanted:
-            yield Ailment(f"{name} is {value}", "the gate cannot tell what was written", f"ALTER SYSTEM SET {name} = {wanted}")
+            yield Ailment(
+                f"{name} is {value}",
+                "the gate cannot tell what was written",
+                f"ALTER SYSTEM SET {name} = {wanted}",
+            )
 
 
 def _examine_role(connection: Connection) -> Iterator[Ailment]:
@@ -148,7 +160,11 @@ def _examine_role(connection: Connection) -> Iterator[Ailment]:
     )
     for (name,) in memberships:
         if name != "pg_database_owner":
-            yield Ailment(f"{role} is a member of {name}", "its rights go beyond any table", f"REVOKE {name} FROM {shown};")
+            yield Ailment(
+                f"{role} is a member of {name}",
+                "its rights go beyond any table",
+                f"REVOKE {name} FROM {shown};",
+            )
 
 
 def _examine_rights(connection: Connection) -> Iterator[Ailment]:
@@ -170,9 +186,19 @@ def _examine_rights(connection: Connection) -> Iterator[Ailment]:
         yield Ailment(f"CREATE in schema {name}", "functions and operators of its own could pass for others",
                       f"REVOKE CREATE ON SCHEMA {name} FROM {shown}, PUBLIC;")  # fmt: skip
     database = sql.Identifier(connection.info.dbname).as_string(connection)
-    for right, why in (("CREATE", "it can create schemas"), ("TEMPORARY", "temporary tables shadow others by name")):
-        if _one(connection, sql.SQL("SELECT pg_catalog.has_database_privilege(current_database(), {})").format(right)):
-            yield Ailment(f"{right} on database {database}", why, f"REVOKE {right} ON DATABASE {database} FROM {shown}, PUBLIC;")
+    for right, why in (
+        ("CREATE", "it can create schemas"),
+        ("TEMPORARY", "temporary tables shadow others by name"),
+    ):
+        if _one(
+            connection,
+            sql.SQL("SELECT pg_catalog.has_database_privilege(current_database(), {})").format(right),
+        ):
+            yield Ailment(
+                f"{right} on database {database}",
+                why,
+                f"REVOKE {right} ON DATABASE {database} FROM {shown}, PUBLIC;",
+            )
     for name, origin in connection.execute(_FUNCTIONS):
         yield Ailment(f"EXECUTE on {name}", f"it reaches beyond the transaction ({origin})",
                       f"REVOKE EXECUTE ON FUNCTION {name} FROM {shown}, PUBLIC;")  # fmt: skip
@@ -182,7 +208,7 @@ def _examine_rights(connection: Connection) -> Iterator[Ailment]:
                       f"ALTER FUNCTION {name} SECURITY INVOKER;")  # fmt: skip
 
 
-def _one(connection: Connection, query: sql.Composable) -> Any:
+def _one(connection: Connection, query: sql.SQL | sql.Composed) -> Any:
     row = connection.execute(query).fetchone()
     assert row is not None
     return row[0]

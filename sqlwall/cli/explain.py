@@ -102,7 +102,12 @@ def _as_values(explanation: Explanation, ruleset: str) -> dict[str, object]:
                         "bounded": effect.act.effect.bounded.value,
                         "builtin": list(effect.builtin) if effect.builtin else None,
                         "rules": [
-                            {"rule": rule.rule, "action": rule.action.name.lower(), "matched": rule.matched, "why": rule.why}
+                            {
+                                "rule": rule.rule,
+                                "action": rule.action.name.lower(),
+                                "matched": rule.matched,
+                                "why": rule.why,
+                            }
                             for rule in effect.rules
                         ],
                     }

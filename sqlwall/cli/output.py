@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sqlwall.errors import ConfigError, SqlwallError
 
@@ -61,11 +62,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: 
     """A table for people."""
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))  # a Text has no markup
     Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty()).print(table)
 
 
-def show(rows: list[Mapping[str, object]], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:
+def show(
+    rows: Sequence[Mapping[str, object]], columns: Sequence[str], *, as_json: bool, title: str = ""
+) -> None:
     """The same rows either way."""
     if as_json:
         show_json(rows)

@@ -25,7 +25,13 @@ Names = Annotated[
 def check(names: Names = None, as_json: AsJson = False) -> None:
     """Read rulesets and say what is odd about them. Status 1 if anything is."""
     findings = [
-        {"ruleset": name, "concern": finding.concern.value, "rule": finding.rule, "line": finding.line, "message": str(finding)}
+        {
+            "ruleset": name,
+            "concern": finding.concern.value,
+            "rule": finding.rule,
+            "line": finding.line,
+            "message": str(finding),
+        }
         for name in names or shipped_names()
         for finding in lint(load(*find_ruleset(name)))
     ]  # fmt: skip

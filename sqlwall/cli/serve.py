@@ -33,7 +33,7 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="worker processes; 0 is one per core")] = None,
 ) -> None:
     """Serve agents until SIGTERM or Ctrl-C. SIGHUP reads configuration and rulesets anew."""
-    flags = {"upstream": upstream, "ruleset": ruleset, "store": store, "workers": workers}
+    flags: dict[str, object] = {"upstream": upstream, "ruleset": ruleset, "store": store, "workers": workers}
     flags |= address_flags("listen", listen) | address_flags("metrics", metrics)
     loader = partial(configuration, config, flags)
     found = loader()

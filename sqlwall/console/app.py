@@ -1,4 +1,4 @@
-"""What an SRE's tools read: /metrics for Prometheus, /healthz (the process lives), /readyz (it can serve, or why not)."""
+"""What an SRE's tools read: /metrics for Prometheus, /healthz (the process lives), /readyz (it can serve)."""
 
 from __future__ import annotations
 

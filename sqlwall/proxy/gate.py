@@ -42,7 +42,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The server itself failed what a COMMIT would have done, such as a deferred constraint; its error is the answer."""
+    """The server itself failed what a COMMIT would have done, such as a deferred constraint: its own error."""
 
     error: Frame
 

@@ -1,6 +1,6 @@
 """The slow lane: one task for each segment around which something has to happen. Plain code that reads top to bottom.
 
-A refusal is put in its place in the pipeline by a poison that the server itself rejects; a permitted write runs inside a
+A refusal is put in its place in the pipeline by a poison that the server itself rejects; a permitted write runs in a
 read-write transaction whose commit point is behind the gate; the record of either is durable first (promise 10).
 Whatever breaks here ends in an error for the client and in nothing forwarded (promise 11).
 """

@@ -124,14 +124,16 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
 
 
 def _is_served(worker: Worker, accepted: Accepted) -> bool:
-    """Whether the wall stands before the database that the client asks for. No name is the agent's name, as in libpq."""
+    """Whether the wall stands before the database that the client asks for. Without one it is the agent's name."""
     only = worker.upstream_settings.dbname
     return not only or accepted.parameters["database"] in (only, accepted.agent.name)
 
 
 def _other_database(worker: Worker) -> Refusal:
     only = worker.upstream_settings.dbname
-    return words.ending(sqlstate.INSUFFICIENT_PRIVILEGE, f'sqlwall serves database "{only}" only [other-database]')
+    return words.ending(
+        sqlstate.INSUFFICIENT_PRIVILEGE, f'sqlwall serves database "{only}" only [other-database]'
+    )
 
 
 def _say(pipe: Pipe, refusal: Refusal) -> None:

@@ -32,6 +32,7 @@ from sqlwall.sql.statement import Statement, Unparsable
 from sqlwall.store import agents
 from sqlwall.store.audit import AuditLog
 from sqlwall.store.chain import AuditKind, AuditRecord
+from sqlwall.store.database import mock_seed
 from sqlwall.wire import sqlstate
 
 logger = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ class Worker:
         self.audit = audit
         self.counters = Counters()
         self.tasks = TaskSet()
-        self.upstream_settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)
-        self.accept_settings = AcceptSettings.of(config, client_side_context(config.tls))
         self._engine = engine
+        self.upstream_settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)
+        self.accept_settings = AcceptSettings.of(
+            config, client_side_context(config.tls), secret=mock_seed(self._engine)
+        )
         self._find_ruleset = find_ruleset
         self._rulesets: dict[str, Ruleset] = {}
         self._agent_rulesets: dict[str, str] = {}
@@ -148,7 +151,7 @@ class Worker:
         """Take over what can be changed while running, if all of it is good. Raises ConfigError and changes nothing."""
         names = {config.ruleset.path, *self._rulesets}
         fresh = {name: self._load(name) for name in names}
-        accept = AcceptSettings.of(config, client_side_context(config.tls))
+        accept = AcceptSettings.of(config, client_side_context(config.tls), secret=mock_seed(self._engine))
         self._rulesets = fresh
         self.accept_settings = accept
         self.upstream_settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)

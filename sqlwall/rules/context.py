@@ -74,7 +74,7 @@ class CatalogView(Protocol):
         ...
 
     def reachable(self, function: FunctionName, statement: Statement) -> bool:
-        """Whether an overload of a built-in name could be meant in this statement, as far as its arguments' types go."""
+        """Whether an overload of a built-in name could be meant here, as far as its arguments' types go."""
         ...
 
     def homes(self, function: FunctionName) -> tuple[Home, ...]:

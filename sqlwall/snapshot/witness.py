@@ -101,7 +101,7 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """All of them, by object id. `gone` counts locked relations without a name, `row_locks` those locked by FOR UPDATE."""
+    """All of them, by object id. `gone` counts locked relations without a name, `row_locks` FOR UPDATE and its like."""
 
     relations: Mapping[str, Witness] = field(default_factory=dict)
     gone: int = 0

@@ -358,7 +358,7 @@ class AuditLog:
                 entry.future.set_result(None)
 
     def _fail(self, batch: list[_Entry], error: str) -> None:
-        """Notes go back to where they were: their statements have run. Submits are told, and their statements refused."""
+        """Notes go back to where they were, for their statements have run. Submits are told, and theirs refused."""
         with self._wake:
             self._state, self._error = AuditState.FAILED, error
             self._failures += 1

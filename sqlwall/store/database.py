@@ -111,7 +111,7 @@ def store_errors(engine: Engine) -> Iterator[None]:
 
 
 def mock_seed(engine: Engine) -> bytes:
-    """The secret from which `scram.Verifier.mock` makes an answer for a name that is no agent's. Made with the store."""
+    """The secret from which `scram.Verifier.mock` answers for a name that is no agent's. Made with the store."""
     with reading(engine) as connection:
         value = connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == MOCK_SEED))
     if not isinstance(value, str) or not value:

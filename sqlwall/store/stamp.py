@@ -12,7 +12,7 @@ _TIME_SHAPE = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 def new_ulid() -> str:
-    """A 26-character id: 48 bits of Unix milliseconds and 80 random bits, in Crockford's base 32 (the ULID specification)."""
+    """A 26-character id: 48 bits of Unix milliseconds, 80 random bits, in Crockford's base 32 (a ULID)."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
 

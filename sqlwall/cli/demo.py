@@ -1,0 +1,197 @@
+"""``sqlwall demo``: a PostgreSQL of its own, a small shop, the wall, and an agent that shows every verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, LiteralString
+
+import psycopg
+import typer
+import uvloop
+
+from sqlwall.cli.agent import dsn
+from sqlwall.cli.embedded import EmbeddedServer, find_free_port
+from sqlwall.cli.options import AsJson
+from sqlwall.cli.output import Exit, reported, show_json, show_table
+from sqlwall.cli.rulesets import find_ruleset
+from sqlwall.config import Config, Listen, load_config
+from sqlwall.proxy.wall import Wall
+from sqlwall.store import agents
+from sqlwall.store.database import open_store
+
+_SHOP: Final[LiteralString] = """
+CREATE ROLE shop_app LOGIN PASSWORD 'shop_app';
+CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL, city text);
+CREATE TABLE orders (id int PRIMARY KEY, customer_id int NOT NULL REFERENCES customers ON DELETE CASCADE,
+                     status text NOT NULL, total numeric(10, 2) NOT NULL);
+INSERT INTO customers
+    SELECT g, 'customer ' || g, (ARRAY['Vienna', 'Graz', 'Linz'])[1 + g % 3] FROM generate_series(1, 50) g;
+INSERT INTO orders
+    SELECT g, 1 + g % 50, (ARRAY['new', 'paid', 'sent'])[1 + g % 3], g * 1.5 FROM generate_series(1, 200) g;
+CREATE VIEW open_orders AS SELECT * FROM orders WHERE status = 'new';
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO shop_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO shop_app;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One statement of the agent, and the SQLSTATE it must come to; empty for one that passes."""
+
+    sql: str
+    expected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came of it: SQLSTATE or empty, and the line that the agent reads."""
+
+    step: Step
+    sqlstate: str
+    line: str
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether it came out as it must."""
+        return self.sqlstate == self.step.expected
+
+
+_DENIED: Final = "42501"
+STEPS: Final = (
+    Step("SELECT city, count(*) FROM customers GROUP BY city ORDER BY city"),
+    Step(
+        "SELECT c.name, sum(o.total) FROM customers c JOIN orders o ON o.customer_id = c.id"
+        " GROUP BY 1 ORDER BY 2 DESC LIMIT 3"
+    ),
+    Step("SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"),
+    Step("DELETE FROM orders", _DENIED),
+    Step("UPDATE orders SET total = 0 WHERE 1 = 1", _DENIED),
+    Step("WITH gone AS (DELETE FROM orders RETURNING 1) SELECT count(*) FROM gone", _DENIED),
+    Step("DROP TABLE orders", _DENIED),
+    Step("TRUNCATE customers CASCADE", _DENIED),
+    Step("SELECT 1; DROP VIEW open_orders", _DENIED),
+    Step("SELECT pg_read_file('/etc/passwd')", _DENIED),
+    Step("COPY orders TO PROGRAM 'cat > /tmp/orders'", _DENIED),
+    Step("SET default_transaction_read_only = off", _DENIED),
+    Step("DO $$ BEGIN DELETE FROM orders; END $$", _DENIED),
+    Step("UPDATE orders SET status = 'sent' WHERE id = 7", _DENIED),
+    Step("SELEC 1", "42601"),
+    Step("BEGIN ISOLATION LEVEL REPEATABLE READ"),
+    Step("SELECT count(*) FROM open_orders"),
+    Step("COMMIT"),
+)  # fmt: skip
+
+
+@reported
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="show the verdicts and exit; 0 if all are as expected")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start PostgreSQL, a small shop and the wall; let an agent try what agents try; then serve until Ctrl-C."""
+    with _folder() as folder, EmbeddedServer() as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute(_SHOP)
+        uvloop.run(_show(server, folder, once=once, as_json=as_json))
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sqlwall-demo-") as name:
+        yield Path(name)
+
+
+def _configure(server: EmbeddedServer, folder: Path) -> Config:
+    upstream = server.dsn(user="shop_app", password="shop_app")  # noqa: S106 - made above, gone with the demo
+    url = f"sqlite:///{folder / 'sqlwall.db'}"
+    return load_config(None, {}, {"upstream": upstream, "store": url, "listen.port": _port()})
+
+
+def _port() -> int:
+    """The usual port, or any other where that is taken: a demo must not fail for a wall that runs already."""
+    usual = Listen().port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", usual))
+        except OSError:
+            return find_free_port()
+    return usual
+
+
+async def _show(server: EmbeddedServer, folder: Path, *, once: bool, as_json: bool) -> None:
+    config = _configure(server, folder)
+    engine = open_store(config.store.url)
+    password = agents.add_agent(engine, "demo")
+    engine.dispose()
+    async with Wall(config, find_ruleset) as wall:
+        address = dsn(config, "demo", password)
+        before = await asyncio.to_thread(_state_hash, server)
+        seen = await asyncio.to_thread(_run, address)
+        after = await asyncio.to_thread(_state_hash, server)
+        _report(seen, before, after, as_json=as_json)
+        if once:
+            if not all(found.is_expected for found in seen) or before != after:
+                raise typer.Exit(int(Exit.FINDING))
+            return
+        typer.echo(
+            f"\nThe wall stands on {wall.address[0]}:{wall.address[1]}. Try it:\n\n  psql '{address}'\n"
+        )
+        typer.echo("Ctrl-C ends it, and removes everything.")
+        await asyncio.Event().wait()
+
+
+def _run(address: str) -> list[Seen]:
+    """The agent: an ordinary client with an ordinary DSN."""
+    with psycopg.connect(address, autocommit=True) as connection:
+        return [_try(connection, step) for step in STEPS]
+
+
+def _try(connection: psycopg.Connection[Any], step: Step) -> Seen:
+    try:
+        cursor = connection.execute(step.sql.encode())
+    except psycopg.Error as error:
+        return Seen(step, error.sqlstate or "?", str(error.diag.message_primary))
+    rows = cursor.fetchall() if cursor.description else None
+    shown = f"{len(rows)} rows, first {rows[0]}" if rows else str(cursor.statusmessage)
+    return Seen(step, "", shown)
+
+
+def _state_hash(server: EmbeddedServer) -> str:
+    """A hash over every row of the shop, read past the wall."""
+    found = hashlib.sha256()
+    with psycopg.connect(server.dsn()) as connection:
+        for query in ("SELECT * FROM customers ORDER BY id", "SELECT * FROM orders ORDER BY id"):
+            for row in connection.execute(query):
+                found.update(repr(row).encode())
+    return found.hexdigest()[:16]
+
+
+def _report(seen: list[Seen], before: str, after: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(
+            {
+                "steps": [
+                    {"sql": s.step.sql, "expected": s.step.expected, "sqlstate": s.sqlstate, "line": s.line,
+                     "as_expected": s.is_expected} for s in seen
+                ],
+                "state_before": before,
+                "state_after": after,
+            }
+        )  # fmt: skip
+        return
+    rows = [("pass" if not s.sqlstate else s.sqlstate, s.step.sql, s.line) for s in seen]
+    show_table(("verdict", "the agent sends", "the agent reads"), rows)
+    typer.echo(
+        f"State of the shop before {before}, after {after}: {'unchanged' if before == after else 'CHANGED'}."
+    )
+    typer.echo(f"{sum(s.is_expected for s in seen)} of {len(seen)} verdicts as expected.")
