@@ -54,6 +54,7 @@ class Counters:
         self.endings: dict[Labels, int] = {}
         self.sessions: dict[Labels, int] = {}
         self.reloads: dict[Labels, int] = {}
+        self.parsing = Histogram()
         self.judging = Histogram()
 
     def statement(self, agent: str, operation: str, action: str) -> None:
@@ -109,7 +110,9 @@ class Counters:
         found: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
         for name in _LABELLED:
             found[name] = [[*labels, count] for labels, count in getattr(self, name).items()]
-        found["judging"] = [*self.judging.counts, self.judging.total]
+        for name in _TIMED:
+            histogram: Histogram = getattr(self, name)
+            found[name] = [*histogram.counts, histogram.total]
         return found
 
 
@@ -133,6 +136,12 @@ _LABELLED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
 }
 
 
+_TIMED: Final[Mapping[str, tuple[str, str]]] = {
+    "parsing": ("sqlwall_parse_seconds", "Time to parse and analyze a text that no cache knew."),
+    "judging": ("sqlwall_judge_seconds", "Time to judge a statement whose verdict no cache knew."),
+}
+
+
 def _add(counts: dict[Labels, int], labels: Labels) -> None:
     known = counts.get(labels)
     if known is None and len(counts) >= LABELS_LIMIT:
@@ -148,7 +157,8 @@ def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for snapshot in snapshots:
         for name in _PLAIN:
             merged[name] += snapshot[name]
-        merged["judging"] = [a + b for a, b in zip(merged["judging"], snapshot["judging"], strict=True)]
+        for name in _TIMED:
+            merged[name] = [a + b for a, b in zip(merged[name], snapshot[name], strict=True)]
         for name, counts in labelled.items():
             for *labels, count in snapshot[name]:
                 counts[tuple(labels)] = counts.get(tuple(labels), 0) + count
@@ -178,7 +188,8 @@ class WallCollector(Collector):
             for *values, count in counters[key]:
                 family.add_metric(values, count)
             yield family
-        yield _histogram("sqlwall_judge_seconds", "Time to parse and judge a segment.", counters["judging"])
+        for key, (name, meaning) in _TIMED.items():
+            yield _histogram(name, meaning, counters[key])
         for name, value in gauges.items():
             yield GaugeMetricFamily(name, name.removeprefix("sqlwall_").replace("_", " "), value=value)
 

@@ -6,11 +6,13 @@ asks, the ruleset, the catalog and every search_path that the session may have; 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqlwall.proxy.catalog import parse_search_path
+from sqlwall.proxy.metrics import Histogram
 from sqlwall.rules.context import CatalogView, Context
 from sqlwall.rules.judge import judge, judge_unparsable
 from sqlwall.rules.ruleset import Ruleset
@@ -25,8 +27,8 @@ CACHED_TEXT_LIMIT = 8192
 #: Facts cost about twenty times their text (MECHANICS, section 10).
 FACTS_CACHE_BYTES = 4 * 1024 * 1024
 #: Verdicts of one scope, and scopes of one worker.
-VERDICTS_LIMIT = 20_000
-SCOPES_LIMIT = 512
+VERDICTS_LIMIT = 4_000
+SCOPES_LIMIT = 64
 #: Different values of search_path in one session.
 PATHS_LIMIT = 16
 
@@ -38,9 +40,11 @@ Path = tuple[str, ...]
 class FactsCache:
     """Facts by exact bytes, never by a hash or fingerprint. Two generations: what is not asked for again is dropped."""
 
-    __slots__ = ("_bytes", "_limit", "_old", "_young", "hits", "misses")
+    __slots__ = ("_bytes", "_limit", "_old", "_young", "hits", "judging", "misses", "parsing")
 
-    def __init__(self, limit: int = FACTS_CACHE_BYTES) -> None:
+    def __init__(self, parsing: Histogram, judging: Histogram, limit: int = FACTS_CACHE_BYTES) -> None:
+        self.parsing = parsing
+        self.judging = judging
         self._limit = limit // 2
         self._young: dict[bytes, Facts] = {}
         self._old: dict[bytes, Facts] = {}
@@ -59,7 +63,9 @@ class FactsCache:
             self.hits += 1
         else:
             self.misses += 1
+            started = time.perf_counter()
             found = analyze_text(text)
+            self.parsing.observe(time.perf_counter() - started)
             if isinstance(found, TooLarge):
                 return None
             facts = found
@@ -202,11 +208,13 @@ class SessionPolicy:
         found = self._verdicts.get(id(statement))
         if found is not None and found[0] is statement:
             return found[1]
+        started = time.perf_counter()
         verdict = judge(statement, self._contexts[0], self.ruleset)
         for context in self._contexts[1:]:
             other = judge(statement, context, self.ruleset)
             if (other.action, other.snapshot) > (verdict.action, verdict.snapshot):
                 verdict = other
+        self._facts.judging.observe(time.perf_counter() - started)
         if len(self._verdicts) >= VERDICTS_LIMIT:
             self._verdicts.clear()
         self._verdicts[id(statement)] = (statement, verdict)

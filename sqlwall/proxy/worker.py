@@ -71,7 +71,7 @@ class Worker:
         self._find_ruleset = find_ruleset
         self._rulesets: dict[str, Ruleset] = {}
         self._agent_rulesets: dict[str, str] = {}
-        self._facts = FactsCache()
+        self._facts = FactsCache(self.counters.parsing, self.counters.judging)
         self._verdicts = VerdictCaches()
         self._catalogs: dict[str, CatalogCache] = {}
         self._sandbox = ParserSandbox()

@@ -12,7 +12,7 @@ from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.prepared import Prepared
 from sqlwall.session.refusal import Refusal
 from sqlwall.sql.functions import keeps_settings
-from sqlwall.sql.statement import WRITE_OPERATIONS, Operation, Statement, Transaction
+from sqlwall.sql.statement import WRITE_OPERATIONS, Operation, Statement, Transaction, Unparsable
 from sqlwall.wire.frames import Frame
 
 
@@ -137,6 +137,13 @@ def ends_block(statement: Statement) -> bool:
         and control.verb in (Transaction.COMMIT, Transaction.ROLLBACK)
         and not control.chain
     )
+
+
+def starts_copy(facts: tuple[Statement, ...] | Unparsable | None) -> bool:
+    """Whether a text is a COPY FROM STDIN, as far as it has been read."""
+    if not isinstance(facts, tuple) or len(facts) != 1:
+        return False
+    return any(effect.operation is Operation.COPY_IN for effect in facts[0].effects)
 
 
 def unsettles(statement: Statement) -> bool:

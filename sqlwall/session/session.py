@@ -14,12 +14,12 @@ from sqlwall.errors import ProtocolError
 from sqlwall.session.examine import KINDS, Examination, Policy, standing_of
 from sqlwall.session.ledger import CopyState, Expectation, Kind, Ledger
 from sqlwall.session.prepared import Names
-from sqlwall.session.segment import Segment, Standing, Step
+from sqlwall.session.segment import Segment, Standing, Step, starts_copy
 from sqlwall.wire import frontend, sqlstate
 from sqlwall.wire.frames import Event, Frame
 
 _QUERY, _SYNC, _FLUSH, _TERMINATE = ord("Q"), ord("S"), ord("H"), ord("X")
-_PARSE, _DESCRIBE, _CLOSE = ord("P"), ord("D"), ord("C")
+_PARSE, _BIND, _EXECUTE, _DESCRIBE, _CLOSE = ord("P"), ord("B"), ord("E"), ord("D"), ord("C")
 _COPY_DATA, _COPY_DONE, _COPY_FAIL, _FUNCTION_CALL = ord("d"), ord("c"), ord("f"), ord("F")
 _ENDS = frozenset((_QUERY, _SYNC, _FLUSH, _FUNCTION_CALL))
 _COPY = frozenset((_COPY_DATA, _COPY_DONE, _COPY_FAIL))
@@ -82,6 +82,9 @@ class Session:
                 forward.append(frame)
                 if code != _COPY_DATA:
                     self.ledger.copy = CopyState.DONE
+                    if self.ledger.queue[0].kind == Kind.EXECUTE:
+                        # The server keeps its answer to itself until Sync, which waits here for that answer.
+                        forward.append(Frame(_FLUSH, frontend.flush()))
             elif code not in (_SYNC, _FLUSH):
                 raise ProtocolError(f"unexpected message type 0x{code:02X} during COPY from stdin")
         return forward
@@ -100,7 +103,9 @@ class Session:
 
     def next_frames(self) -> list[Frame] | None:
         """The next whole segment, to be examined; None if there is none yet or one is still in flight."""
-        if self.ledger.queue or not self._ends_waiting:
+        if self.ledger.queue:
+            return None
+        if not self._ends_waiting and not self._end_at_copy():
             return None
         frames: list[Frame] = []
         while True:
@@ -117,6 +122,8 @@ class Session:
                 if not self._ends_waiting:
                     return None
                 continue  # the server discards everything up to Sync
+            if code == _FLUSH and frames and self._is_flush_idle():
+                continue  # what the client asks for with it, its next Sync or Flush brings as well
             frames.append(frame)
             if code in _ENDS:
                 break
@@ -125,6 +132,45 @@ class Session:
                 self._put_back(frames)
                 return None
         return frames
+
+    def _is_flush_idle(self) -> bool:
+        """Whether another Sync or Flush has already come behind a Flush, and no Query or end before it."""
+        if not self._ends_waiting:
+            return False
+        for frame in self.waiting:
+            code = frame.type_code
+            if code in (_SYNC, _FLUSH):
+                return True
+            if code in _ENDS or code == _TERMINATE or code in _COPY:
+                return False
+        return False
+
+    def _end_at_copy(self) -> bool:
+        """End the segment behind an Execute of COPY FROM STDIN: some clients send Sync only behind their data.
+
+        PostgreSQL answers such an Execute at once; a Flush of ours changes nothing about that.
+        """
+        if not self.waiting or self.waiting[-1].type_code != _EXECUTE or self.ledger.skipping:
+            return False
+        portal = frontend.execute_portal(self.waiting[-1])
+        texts: dict[bytes, tuple[bytes, ...]] = {}
+        found: tuple[bytes, ...] = tuple(p.text for p in self.portals.find(portal) or ())
+        for frame in self.waiting:
+            if frame.type_code == _PARSE:
+                parsed = frontend.decode_parse(frame)
+                texts[parsed.name] = (parsed.query,)
+            elif frame.type_code == _BIND:
+                target, name = frontend.bind_names(frame)
+                if target == portal:
+                    known = tuple(p.text for p in self.statements.find(name) or ())
+                    found = texts.get(name, known)
+        if not any(starts_copy(self.policy.facts(text)) for text in found):
+            return False
+        flush = Frame(_FLUSH, frontend.flush())
+        self.waiting.append(flush)
+        self.held_bytes += len(flush.raw)
+        self._ends_waiting += 1
+        return True
 
     def _put_back(self, frames: list[Frame]) -> None:
         for frame in reversed(frames):
