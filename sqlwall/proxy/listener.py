@@ -124,9 +124,9 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
 
 
 def _is_served(worker: Worker, accepted: Accepted) -> bool:
-    """Whether the wall stands before the database that the client asks for. Without one it is the agent's name."""
+    """Whether the wall stands before the database that the client asks for."""
     only = worker.upstream_settings.dbname
-    return not only or accepted.parameters["database"] in (only, accepted.agent.name)
+    return not only or accepted.parameters["database"] == only
 
 
 def _other_database(worker: Worker) -> Refusal:

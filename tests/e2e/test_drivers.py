@@ -82,9 +82,7 @@ def test_psycopg_copies_out(wall: RunningWall) -> None:
         with cursor.copy("COPY orders (id) TO STDOUT (FORMAT binary)") as copy:
             copy.set_types(["int4"])
             assert sorted(row[0] for row in copy.rows()) == list(range(1, 101))
-        with cursor.copy("COPY orders TO STDOUT WHERE false") if False else cursor.copy(
-            "COPY (SELECT %s::int) TO STDOUT", (5,)
-        ) as copy:
+        with cursor.copy("COPY (SELECT %s::int) TO STDOUT", (5,)) as copy:
             assert list(copy.rows()) == [("5",)]
         assert client.execute("SELECT 1").fetchone() == (1,)
 
@@ -99,7 +97,7 @@ def test_psycopg_copies_in_where_a_rule_waives_it(writing_wall: RunningWall) -> 
                 copy.set_types(["int4", "text"])
                 copy.write_row((300, "binary"))
             assert client.execute("SELECT note FROM orders WHERE id = 300").fetchone() == ("binary",)
-        with pytest.raises(psycopg.errors.BadCopyFileFormat):
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
             with client.cursor().copy("COPY orders (id, note) FROM STDIN") as copy:
                 copy.write(b"no columns\n" * 3)
         with pytest.raises(ZeroDivisionError):
