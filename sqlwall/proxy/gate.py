@@ -57,10 +57,12 @@ async def examine_commit(
     contexts: tuple[Context, ...],
     *,
     holds: bool,
+    rolled_back: bool,
 ) -> Outcome:
     """Ask the server what the open transaction has written, and the ruleset whether it may stay.
 
-    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT.
+    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT; `rolled_back` that a permitted
+    write in it was undone by ROLLBACK TO.
     """
     answer = await ask(witness.XID_QUERY)
     if answer.error is not None:
@@ -73,7 +75,7 @@ async def examine_commit(
     state = await _settle_constraints(ask)
     if not isinstance(state, witness.Witnesses):
         return state
-    decision = witness.decide(baseline, state, _permission(ruleset, contexts))
+    decision = witness.decide(baseline, state, _permission(ruleset, contexts), rolled_back=rolled_back)
     if isinstance(decision, witness.Refused):
         return Refused(decision.reason, "gate", decision.relation)
     return Passed(xid)

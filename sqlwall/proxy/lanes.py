@@ -293,6 +293,7 @@ class Lane:
                 policy.ruleset,
                 policy.contexts,
                 holds=self._session.has_held_cursor,
+                rolled_back=self._session.has_rolled_back,
             )
             await self._line.recorder.gate(outcome, event)
             if isinstance(outcome, gate.Passed):

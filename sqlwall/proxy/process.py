@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class WorkerProcess:
 
     def __init__(self, config: Config, find_ruleset: FindRuleset, line: Connection) -> None:
         self._config = config
-        self._wall = Wall(config, find_ruleset)
+        self._wall = Wall(config, find_ruleset, config.workers.count or os.cpu_count() or 1)
         self._line = line
         self._ended = asyncio.Event()
 

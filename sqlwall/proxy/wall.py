@@ -20,8 +20,9 @@ from sqlwall.store.database import open_store
 class Wall:
     """A running wall in this process. Use as an asynchronous context, or `start` and `stop`."""
 
-    def __init__(self, config: Config, find_ruleset: FindRuleset) -> None:
+    def __init__(self, config: Config, find_ruleset: FindRuleset, workers: int = 1) -> None:
         self.config = config
+        self._workers = workers
         self._find_ruleset = find_ruleset
         self._engine: Engine | None = None
         self._audit: AuditLog | None = None
@@ -33,7 +34,7 @@ class Wall:
         writer = AuditWriter(self._engine)
         self._audit = AuditLog(writer, capacity=self.config.audit.queue)
         try:
-            self._worker = Worker(self.config, self._engine, self._audit, self._find_ruleset)
+            self._worker = Worker(self.config, self._engine, self._audit, self._find_ruleset, self._workers)
             await self._worker.start(listening)
         except BaseException:
             await self.stop()

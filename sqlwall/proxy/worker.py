@@ -58,8 +58,16 @@ class Link:
 class Worker:
     """One serving process. Made on its event loop; `start`, then `drain` and `stop`."""
 
-    def __init__(self, config: Config, engine: Engine, audit: AuditLog, find_ruleset: FindRuleset) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        audit: AuditLog,
+        find_ruleset: FindRuleset,
+        workers: int = 1,
+    ) -> None:
         self.config = config
+        self._workers = workers
         self.audit = audit
         self.counters = Counters()
         self.tasks = TaskSet()
@@ -187,15 +195,19 @@ class Worker:
         if self._is_draining:
             return words.ending(sqlstate.CANNOT_CONNECT_NOW, "sqlwall is shutting down")
         limits = self.config.limits
-        if sum(self._reserved.values()) >= limits.max_connections:
+        if sum(self._reserved.values()) >= self._share(limits.max_connections):
             return words.ending(sqlstate.TOO_MANY_CONNECTIONS, "sorry, too many clients already")
         bound = limits.per_agent_connections if agent.connection_limit is None else agent.connection_limit
-        if self._reserved.get(agent.name, 0) >= bound:
+        if self._reserved.get(agent.name, 0) >= self._share(bound):
             return words.ending(
                 sqlstate.TOO_MANY_CONNECTIONS, f'too many connections for agent "{agent.name}"'
             )
         self._reserved[agent.name] = self._reserved.get(agent.name, 0) + 1
         return None
+
+    def _share(self, limit: int) -> int:
+        """This worker's part of a limit: workers do not tell each other whom they serve."""
+        return -(-limit // self._workers)
 
     def release(self, agent: str) -> None:
         """A session is over, or never began."""

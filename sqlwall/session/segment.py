@@ -139,6 +139,11 @@ def ends_block(statement: Statement) -> bool:
     )
 
 
+def rolls_back_to(statement: Statement) -> bool:
+    """ROLLBACK TO SAVEPOINT."""
+    return statement.control is not None and statement.control.verb is Transaction.ROLLBACK_TO
+
+
 def starts_copy(facts: tuple[Statement, ...] | Unparsable | None) -> bool:
     """Whether a text is a COPY FROM STDIN, as far as it has been read."""
     if not isinstance(facts, tuple) or len(facts) != 1:

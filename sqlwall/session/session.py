@@ -14,7 +14,7 @@ from sqlwall.errors import ProtocolError
 from sqlwall.session.examine import KINDS, Examination, Policy, standing_of
 from sqlwall.session.ledger import CopyState, Expectation, Kind, Ledger
 from sqlwall.session.prepared import Names
-from sqlwall.session.segment import Segment, Standing, Step, starts_copy
+from sqlwall.session.segment import Act, Segment, Standing, Step, rolls_back_to, starts_copy
 from sqlwall.wire import frontend, sqlstate
 from sqlwall.wire.frames import Event, Frame
 
@@ -41,6 +41,8 @@ class Session:
         self.portals = Names()
         self.is_writable = False  # the open transaction block may be read-write
         self.has_held_cursor = False  # a WITH HOLD cursor was declared in the open transaction
+        self.has_written = False  # a permitted write ran in the open transaction
+        self.has_rolled_back = False  # and a ROLLBACK TO may have undone it
         self.waiting: deque[Frame] = deque()
         self.held_bytes = 0
         self.is_terminated = False
@@ -196,11 +198,15 @@ class Session:
         self.ledger.start_batch()
         self.is_writable = self.is_writable or segment.may_write
         for step in segment.steps:
+            self.has_written = self.has_written or step.act == Act.RECORD
             for statement in step.statements:
+                self.has_rolled_back = self.has_rolled_back or (self.has_written and rolls_back_to(statement))
                 self.has_held_cursor = self.has_held_cursor or statement.hold
             for prepared in step.prepared:
-                if prepared.statement is not None and prepared.statement.hold:
-                    self.has_held_cursor = True
+                if prepared.statement is not None:
+                    again = self.has_written and rolls_back_to(prepared.statement)
+                    self.has_rolled_back = self.has_rolled_back or again
+                    self.has_held_cursor = self.has_held_cursor or prepared.statement.hold
         if segment.frames[-1].type_code == _FLUSH:
             self._flushed = None if self.flushes_as_sync(segment) else segment.standing
         if len(self.statements.confirmed) + len(self.portals.confirmed) > NAMES_LIMIT:
@@ -270,7 +276,7 @@ class Session:
         """No transaction block is open any more."""
         self.is_writable = False
         self._keeps_portals = self._keeps_portals or self.has_held_cursor
-        self.has_held_cursor = False
+        self.has_held_cursor = self.has_written = self.has_rolled_back = False
         if not self._keeps_portals:
             self.portals.clear()
 

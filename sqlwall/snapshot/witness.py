@@ -155,11 +155,15 @@ def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
     return Witnesses(relations, gone, row_locks)
 
 
-def decide(baseline: Witnesses | None, now: Witnesses, permitted: Permitted) -> Accepted | Refused:
+def decide(
+    baseline: Witnesses | None, now: Witnesses, permitted: Permitted, *, rolled_back: bool = False
+) -> Accepted | Refused:
     """Whether a transaction that has an id may commit, where no row is covered by a snapshot.
 
     Without a baseline the counters may be those of earlier transactions of the session, and count all the same. A table
-    that is locked for writing, where no row is counted, has been written in a way that is not known: refused.
+    that is locked for writing, where no row is counted, has been written in a way that is not known: all must be
+    permitted. `rolled_back` says that a permitted write was undone by ROLLBACK TO: its locks are gone, the id it took
+    is not.
     """
     if now.gone:
         return Refused("a table was created or dropped behind the statement")
@@ -170,7 +174,7 @@ def decide(baseline: Witnesses | None, now: Witnesses, permitted: Permitted) -> 
         if answer is not None:
             return answer
         written = True
-    if not written and not now.row_locks:
+    if not written and not now.row_locks and not rolled_back:
         return Refused(
             "something was written that no witness shows: a sequence, a large object, a log message"
         )
