@@ -261,15 +261,21 @@ class Lane:
         pending.append(frontend.flush())
         self._line.send_server(b"".join(pending))
         await self._line.settled()
-        if self._ledger.skipping:
+        copied, failed = self._ledger.copied, self._ledger.skipping
+        if failed:
             await self._swallowed_sync()
             await self._ask(b"ROLLBACK")
         else:
             error = await self._pass_gate(event, _COMMIT)
             if error:
                 self._line.send_client(error)
+                failed = True
         self._session.end_transaction()
-        await self._finish(segment, [])
+        if not copied:
+            await self._finish(segment, [])
+        elif failed:
+            # COPY would have swallowed the Sync behind it; the client's next one ends what an error made it skip.
+            self._ledger.skipping = True
 
     async def _swallowed_sync(self) -> None:
         """End the server's skipping with a Sync of our own."""

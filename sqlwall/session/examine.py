@@ -70,6 +70,7 @@ class Examination:
     """The examination of one segment: what stands before it, and what it has asked for so far."""
 
     __slots__ = (
+        "_ends_in_copy",
         "_has_write",
         "_policy",
         "_portals",
@@ -89,6 +90,9 @@ class Examination:
         self._was_open = segment.standing.has_run
         self._unsettled = False
         self._has_write = False
+        self._ends_in_copy = (
+            False  # what was run last is COPY FROM STDIN: its commit point is the Sync behind the data
+        )
 
     def run(self) -> None:
         """Fill in the segment's steps, up to the first that is refused or unread."""
@@ -102,7 +106,7 @@ class Examination:
             segment.may_write = segment.may_write or self._standing.is_writable
         last = segment.steps[-1]
         if self._has_write:
-            if segment.frames[-1].type_code == _FLUSH:
+            if segment.frames[-1].type_code == _FLUSH and not self._ends_in_copy:
                 self._refuse(last, words.flushed_write())
             elif segment.has_control:
                 self._refuse(last, words.mixed_write())
@@ -259,21 +263,20 @@ class Examination:
                 if refusal is not None:
                     self._refuse(step, refusal)
                     return
+        self._ends_in_copy = any(effect.operation is Operation.COPY_IN for effect in statement.effects)
         if statement.control is not None:
             self._segment.has_control = True
             self._control(step, statement, several=several)
         elif changes:
-            self._change(step, statement)
+            self._change(step)
         self._unsettled = self._unsettled or runs_code
 
-    def _change(self, step: Step, statement: Statement) -> None:
+    def _change(self, step: Step) -> None:
         standing = self._standing
         if standing.in_block:
             step.act = max(step.act, Act.RECORD)
         elif self._was_open:
             self._refuse(step, words.flushed_write())
-        elif step.kind == Kind.EXECUTE and any(e.operation is Operation.COPY_IN for e in statement.effects):
-            self._refuse(step, words.copy_outside_block())
         else:
             self._has_write = True
             step.act = max(step.act, Act.WRITE)

@@ -129,6 +129,7 @@ class Ledger:
     __slots__ = (
         "_is_open",
         "completed",
+        "copied",
         "copy",
         "error",
         "failed",
@@ -158,6 +159,9 @@ class Ledger:
         self.status = _IDLE
         self.skipping = False
         self.copy = CopyState.NONE
+        self.copied = (
+            False  # since start_batch an Execute has gone into COPY FROM STDIN: it has swallowed a Sync
+        )
         self.failed = False
         self.is_fatal = False
         self.error: Frame | None = None
@@ -174,6 +178,7 @@ class Ledger:
         """Forget earlier errors: the replies from here on are judged on their own."""
         self.failed = False
         self.error = None
+        self.copied = False
 
     def expect(self, expectation: Expectation) -> None:
         """A message was sent to the server. While the server skips to Sync it answers nothing but Sync."""
@@ -320,6 +325,7 @@ class Ledger:
     def _enter_copy(self, head: Expectation) -> None:
         self.copy = CopyState.IN
         if head.kind == Kind.EXECUTE:
+            self.copied = True
             # COPY mode swallows the Sync that stands behind Execute; the client sends another after its data.
             while len(self.queue) > 1:
                 self.queue.pop()

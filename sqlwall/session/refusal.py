@@ -227,16 +227,6 @@ def too_many_paths() -> Refusal:
     )
 
 
-def copy_outside_block() -> Refusal:
-    """COPY FROM STDIN through the extended protocol outside a block."""
-    return _structural(
-        sqlstate.FEATURE_NOT_SUPPORTED,
-        "extended-copy",
-        "COPY FROM STDIN in the extended protocol outside a transaction block [extended-copy]",
-        "Open a transaction block first, or use a simple Query.",
-    )
-
-
 def no_such_statement(name: bytes) -> Refusal:
     """PostgreSQL's own words."""
     if not name:
