@@ -74,6 +74,14 @@ class Lane:
     async def run(self, segment: Segment) -> None:
         """Drive one segment to its end. Only ConnectionError leaves: the connection is over."""
         event = self._line.recorder.new_event()
+        if segment.is_ours and segment.frames[0].type_code == _QUERY:
+            # A Query commits what was open before it. It is judged again, as what it is from here on.
+            error = await self._end_ours(event)
+            if error:
+                self._line.send_client(error)
+                self._ledger.skipping = True
+                return
+            segment = self._session.examine(segment.frames)
         try:
             segment = await self._read_large(segment)
             await self._record(segment, event)
@@ -176,37 +184,40 @@ class Lane:
 
     async def _run_pipeline(self, segment: Segment, event: str) -> None:
         """Forward step by step, stopping where something has to happen in between."""
-        is_write = segment.acts == Act.WRITE
+        is_write = any(step.act == Act.WRITE for step in segment.steps)
         if is_write and not await self._open_for_write(segment):
             return
         pending: list[bytes] = []
-        refusal: Refusal | None = None
-        end = segment.frames[-1]
         for step in segment.steps:
-            if step.frame is end and end.type_code in (_SYNC, _FLUSH):
-                break
             if step.act == Act.REFUSE:
                 assert step.refusal is not None
-                pending.append(self._poisoned(step.refusal, Kind(step.kind)))
+                pending.append(self._poisoned(step.refusal, step.kind))
                 break
-            if step.act == Act.COMMIT or (step.act == Act.RECORD and not self._has_baseline):
-                if not await self._pause(pending):
-                    break
-                if step.act == Act.RECORD:
-                    await self._note_baseline()
-                else:
-                    refusal = await self._gate_in_pipeline(event)
-                    if refusal is not None or self._ledger.skipping:
-                        break
+            if step.frame is segment.frames[-1] and step.frame.type_code in (_SYNC, _FLUSH):
+                break
+            if not await self._prepare_step(step, pending, event):
+                break
             self._session.expect_step(step)
             pending.append(step.frame.raw)
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
                 self._has_baseline = False
                 pending.append(self._splice())
-        if is_write:
-            await self._finish_write(segment, pending, event)
+        if is_write or segment.is_ours:
+            await self._finish_ours(segment, pending, event)
         else:
             await self._finish(segment, pending)
+
+    async def _prepare_step(self, step: Step, pending: list[bytes], event: str) -> bool:
+        """What has to happen before a step is forwarded; False if it must not be, nor anything up to Sync."""
+        if step.act == Act.RECORD and not self._has_baseline:
+            if not await self._pause(pending):
+                return False
+            await self._note_baseline()
+        elif step.act == Act.COMMIT:
+            if not await self._pause(pending):
+                return False
+            return await self._gate_in_pipeline(event)
+        return True
 
     async def _pause(self, pending: list[bytes]) -> bool:
         """Forward what is pending and wait for its replies; False if something failed: the rest is skipped."""
@@ -216,15 +227,15 @@ class Lane:
             await self._line.settled()
         return not self._ledger.skipping
 
-    async def _gate_in_pipeline(self, event: str) -> Refusal | None:
+    async def _gate_in_pipeline(self, event: str) -> bool:
         """The gate before an Execute of COMMIT. An error is given to the client, and the rest to Sync is skipped."""
         error = await self._pass_gate(event, None)
         if not error:
-            return None
+            return not self._ledger.skipping
         self._line.send_client(error)
         self._session.end_transaction()
         self._ledger.skipping = True
-        return words.internal_failure(event)
+        return False
 
     async def _finish(self, segment: Segment, pending: list[bytes]) -> None:
         """The end of the segment: the client's Sync, or its Flush, or what stands for it."""
@@ -256,26 +267,32 @@ class Lane:
         self._ledger.start_batch()
         return True
 
-    async def _finish_write(self, segment: Segment, pending: list[bytes], event: str) -> None:
-        """Gate and commit our transaction, or roll it back, then let the client's Sync have its ReadyForQuery."""
+    async def _finish_ours(self, segment: Segment, pending: list[bytes], event: str) -> None:
+        """At the client's Sync gate and commit our transaction, or roll it back; without one it stays open.
+
+        COPY FROM STDIN swallows the Sync behind it, so that the commit point is the one behind the data.
+        """
         pending.append(frontend.flush())
         self._line.send_server(b"".join(pending))
         await self._line.settled()
-        copied, failed = self._ledger.copied, self._ledger.skipping
-        if failed:
+        if segment.frames[-1].type_code != _SYNC or self._ledger.copied:
+            self._session.keep_ours()
+            return
+        error = await self._end_ours(event)
+        if error:
+            self._line.send_client(error)
+        await self._finish(segment, [])
+
+    async def _end_ours(self, event: str) -> bytes:
+        """Commit our transaction through the gate, or roll it back after an error; the error that is still owed."""
+        error = b""
+        if self._ledger.skipping:
             await self._swallowed_sync()
             await self._ask(b"ROLLBACK")
         else:
             error = await self._pass_gate(event, _COMMIT)
-            if error:
-                self._line.send_client(error)
-                failed = True
         self._session.end_transaction()
-        if not copied:
-            await self._finish(segment, [])
-        elif failed:
-            # COPY would have swallowed the Sync behind it; the client's next one ends what an error made it skip.
-            self._ledger.skipping = True
+        return error
 
     async def _swallowed_sync(self) -> None:
         """End the server's skipping with a Sync of our own."""
@@ -357,7 +374,7 @@ class Lane:
         expectation.refusal = refusal
         return words.poison(nonce)
 
-    def _poisoned(self, refusal: Refusal, kind: Kind) -> bytes:
+    def _poisoned(self, refusal: Refusal, kind: int) -> bytes:
         """A message that fails where the refused one stood: a Query in the place of a Query, otherwise a Parse."""
         expectation = Expectation(Kind.QUERY if kind == Kind.QUERY else Kind.PARSE)
         text = self._poison(expectation, refusal)

@@ -17,11 +17,14 @@ from sqlwall.proxy.observe import Relay
 from sqlwall.proxy.pipe import Pipe
 from sqlwall.proxy.policy import Identity, SessionPolicy
 from sqlwall.proxy.record import Recorder, SessionLabels
+from sqlwall.proxy.startup import LoginRefusedError
 from sqlwall.proxy.upstream import Upstream, client_refusal, connect_upstream, query_rows
 from sqlwall.rules.ruleset import Mode, Ruleset
+from sqlwall.rules.verdict import Action
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import WATCHED_PARAMETERS
 from sqlwall.session.refusal import Refusal
+from sqlwall.sql.statement import Effect, Operation, Statement
 from sqlwall.store.chain import AuditKind
 from sqlwall.store.stamp import new_ulid
 from sqlwall.wire import sqlstate
@@ -111,6 +114,9 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
         finally:
             if not is_started:
                 upstream.pipe.abort()
+    except LoginRefusedError as error:
+        logger.info("login of %s refused: %s", agent.name, error)
+        _say(pipe, error.refusal)
     except UpstreamError as error:
         logger.error("server refused %s: %s", agent.name, error)
         worker.counters.upstream_failure()
@@ -180,6 +186,7 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
         standby = upstream.parameter_status.get(b"in_hot_standby") == b"on"
         policy = worker.new_policy(identity, search_path, catalog, is_standby=standby)
         policy.refresh()
+        _judge_search_path(policy, accepted)
     except BaseException:
         worker.release_catalog(catalog)
         raise
@@ -191,6 +198,17 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
     worker.register(connection, upstream, key, catalog)
     recorder.note(AuditKind.LOGIN, reason=f"ruleset {ruleset.name}")
     _hand_over(accepted, upstream, connection, _greeting(upstream.parameter_status, key, is_enforced=True))
+
+
+def _judge_search_path(policy: SessionPolicy, accepted: Accepted) -> None:
+    """A search_path in the startup packet is a SET like any other. Raises LoginRefusedError."""
+    value = accepted.parameters.get("search_path")
+    if value is None:
+        return
+    effect = Effect(Operation.SET, subject="search_path", value=value)
+    verdict = policy.judge(Statement("SET", (effect,), 0, 0))
+    if verdict.action is not Action.ALLOW:
+        raise LoginRefusedError(words.denied(verdict, new_ulid()).as_fatal())
 
 
 async def _start_relay(

@@ -70,7 +70,6 @@ class Examination:
     """The examination of one segment: what stands before it, and what it has asked for so far."""
 
     __slots__ = (
-        "_ends_in_copy",
         "_has_write",
         "_policy",
         "_portals",
@@ -90,9 +89,6 @@ class Examination:
         self._was_open = segment.standing.has_run
         self._unsettled = False
         self._has_write = False
-        self._ends_in_copy = (
-            False  # what was run last is COPY FROM STDIN: its commit point is the Sync behind the data
-        )
 
     def run(self) -> None:
         """Fill in the segment's steps, up to the first that is refused or unread."""
@@ -104,13 +100,10 @@ class Examination:
             if step.act == Act.REFUSE or segment.unread:
                 return
             segment.may_write = segment.may_write or self._standing.is_writable
-        last = segment.steps[-1]
-        if self._has_write:
-            if segment.frames[-1].type_code == _FLUSH and not self._ends_in_copy:
-                self._refuse(last, words.flushed_write())
-            elif segment.has_control:
-                self._refuse(last, words.mixed_write())
-            segment.acts = max(segment.acts, last.act)
+        if self._has_write and segment.has_control:
+            blamed = next(step for step in segment.steps if step.act == Act.WRITE)
+            self._refuse(blamed, words.mixed_write())
+            segment.acts = Act.REFUSE
 
     def _frame(self, frame: Frame) -> Step:
         code = frame.type_code
@@ -263,9 +256,11 @@ class Examination:
                 if refusal is not None:
                     self._refuse(step, refusal)
                     return
-        self._ends_in_copy = any(effect.operation is Operation.COPY_IN for effect in statement.effects)
         if statement.control is not None:
             self._segment.has_control = True
+            if self._segment.is_ours:
+                self._refuse(step, words.mixed_write())
+                return
             self._control(step, statement, several=several)
         elif changes:
             self._change(step)

@@ -198,12 +198,12 @@ def mixed_write() -> Refusal:
 
 
 def flushed_write() -> Refusal:
-    """A write outside a block in a pipeline that ends in Flush, where no commit point is in sight."""
+    """A write in an implicit transaction that has read already: it could not become read-write any more."""
     return _structural(
         sqlstate.FEATURE_NOT_SUPPORTED,
         "flushed-write",
-        "a write outside a transaction block in a pipeline that ends in Flush [flushed-write]",
-        "End the pipeline with Sync, or open a transaction block first.",
+        "a write behind a read and a Flush in one implicit transaction [flushed-write]",
+        "Send a Sync before it, or open a transaction block.",
     )
 
 

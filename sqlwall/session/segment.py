@@ -53,23 +53,36 @@ class Step:
 class Standing:
     """Where the transaction stands while a segment is examined: what it will be if all so far succeeds.
 
-    `has_run` says that the open implicit transaction has run something: it can no longer become read-write.
+    `has_run` says that the open implicit transaction has run something: it can no longer become read-write. `is_ours`
+    says that the block is one of ours around the client's implicit transaction, to be judged and committed at its Sync.
     """
 
     in_block: bool = False
     is_failed: bool = False
     is_writable: bool = False
     has_run: bool = False
+    is_ours: bool = False
 
 
 class Segment:
     """Examined messages, in order. `unread` is a text that only the sandboxed parser may read, and has not yet.
 
+    `is_ours` says that it continues an implicit transaction inside a block of ours.
     `time_limit` is the shortest that a verdict gives, in seconds; 0 is none. `may_write` says that some transaction
     block in it may be read-write; `standing` is where it leaves the session.
     """
 
-    __slots__ = ("acts", "frames", "has_control", "may_write", "standing", "steps", "time_limit", "unread")
+    __slots__ = (
+        "acts",
+        "frames",
+        "has_control",
+        "is_ours",
+        "may_write",
+        "standing",
+        "steps",
+        "time_limit",
+        "unread",
+    )
 
     def __init__(self, frames: list[Frame], standing: Standing) -> None:
         self.frames = frames
@@ -79,12 +92,13 @@ class Segment:
         self.time_limit = 0.0
         self.may_write = standing.is_writable
         self.has_control = False
+        self.is_ours = standing.is_ours
         self.standing = standing
 
     @property
     def is_fast(self) -> bool:
         """Nothing has to happen around any of its messages."""
-        return self.acts == Act.FORWARD and not self.unread
+        return self.acts == Act.FORWARD and not self.unread and not self.is_ours
 
 
 #: Operations that need a read-write transaction though they name no row.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqlwall.errors import ProtocolError
 from sqlwall.session.examine import KINDS, Examination, Policy, standing_of
@@ -188,7 +189,7 @@ class Session:
     def standing(self) -> Standing:
         flushed = self._flushed
         if flushed is not None:
-            return Standing(flushed.in_block, flushed.is_failed, flushed.is_writable, flushed.has_run)
+            return replace(flushed)
         return standing_of(self.ledger.status, is_writable=self.is_writable)
 
     # -- towards the server
@@ -272,8 +273,14 @@ class Session:
             self.statements.settle()
             self.portals.settle()
 
+    def keep_ours(self) -> None:
+        """The block of ours around the client's implicit transaction stays open: no Sync has ended that yet."""
+        self._flushed = Standing(in_block=True, is_writable=True, has_run=True, is_ours=True)
+        self.is_writable = True
+
     def end_transaction(self) -> None:
         """No transaction block is open any more."""
+        self._flushed = None
         self.is_writable = False
         self._keeps_portals = self._keeps_portals or self.has_held_cursor
         self.has_held_cursor = self.has_written = self.has_rolled_back = False

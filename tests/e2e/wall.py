@@ -107,7 +107,7 @@ def shop_state(database: Database) -> dict[str, list[tuple[Any, ...]]]:
             " WHERE c.relkind IN ('r', 'S') AND n.nspname IN ('public', 'shadow') ORDER BY 1, 2"
         ).fetchall()
         for schema, name in names:
-            query = sql.SQL("SELECT t::text FROM {} t ORDER BY 1").format(sql.Identifier(schema, name))
+            query = sql.SQL("SELECT ROW(t.*)::text FROM {} t ORDER BY 1").format(sql.Identifier(schema, name))
             state[f"{schema}.{name}"] = connection.execute(query).fetchall()
         state["catalog"] = connection.execute(
             "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_roles),"
@@ -182,7 +182,7 @@ class RunningWall:
         connection = sqlite3.connect(self.store)
         try:
             connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute("SELECT * FROM audit ORDER BY sequence")]
+            return [dict(row) for row in connection.execute("SELECT * FROM sqlwall_audit ORDER BY position")]
         finally:
             connection.close()
 

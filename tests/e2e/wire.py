@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Self
 
 import psycopg
-from psycopg import pq
 
 from sqlwall.wire import frontend
 from sqlwall.wire.backend import decode_data_row
@@ -27,11 +26,8 @@ class RawClient:
     """Sends bytes, reads messages. Each read is bounded by `timeout` seconds."""
 
     def __init__(self, dsn: str, timeout: float = 10.0) -> None:
-        connection = pq.PGconn.connect(dsn.encode())
-        if connection.status != pq.ConnStatus.OK:
-            raise psycopg.OperationalError(connection.error_message.decode())
-        self._login = connection
-        self._socket = socket.socket(fileno=os.dup(connection.socket))
+        self._login = psycopg.connect(dsn, autocommit=True, connect_timeout=10)
+        self._socket = socket.socket(fileno=os.dup(self._login.fileno()))
         self._socket.setblocking(True)
         self._socket.settimeout(timeout)
         self._reader = FrameReader(Side.BACKEND)
@@ -45,7 +41,7 @@ class RawClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
-        self._login.finish()
+        self._login.close()
 
     def send(self, *data: bytes) -> None:
         """Write bytes as they are."""

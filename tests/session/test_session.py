@@ -178,9 +178,26 @@ def test_a_write_outside_a_block_needs_a_transaction_of_ours() -> None:
     assert acts(book.client(frontend.query(b"insert"))) == [Act.RECORD]
 
 
-def test_a_flushed_write_outside_a_block_is_refused() -> None:
-    segment = Playbook().client(frontend.parse(b"", b"insert"), RUN, FLUSH)
-    assert segment is not None and segment.acts == Act.REFUSE
+def test_a_write_before_a_flush_keeps_a_block_of_ours_open_to_the_sync() -> None:
+    book = Playbook()
+    segment = book.client(frontend.parse(b"", b"insert"), RUN, FLUSH)
+    assert segment is not None and segment.acts == Act.WRITE
+    book.session.keep_ours()
+    segment = book.client(SYNC)
+    assert segment is not None and segment.is_ours and not segment.is_fast
+
+
+def test_transaction_control_inside_a_block_of_ours_is_refused() -> None:
+    book = Playbook()
+    book.session.keep_ours()
+    assert acts(book.client(frontend.parse(b"", b"commit"), RUN, SYNC))[-1] == Act.REFUSE
+
+
+def test_a_write_and_transaction_control_in_one_pipeline_are_refused_at_the_write() -> None:
+    book = Playbook()
+    begin = frontend.parse(b"b", b"begin") + frontend.bind(b"b", b"b") + frontend.execute(b"b")
+    segment = book.client(frontend.parse(b"", b"insert"), RUN, begin, SYNC)
+    assert acts(segment)[:3] == [Act.FORWARD, Act.FORWARD, Act.REFUSE]
 
 
 def test_a_write_behind_an_open_implicit_transaction_is_refused() -> None:
