@@ -297,20 +297,18 @@ class Examination:
     def _open(self, step: Step, statement: Statement, *, several: bool) -> None:
         standing = self._standing
         control = statement.control
-        read_only = control is not None and control.read_only is True
-        writes = self._policy.permits_writes() and not read_only
+        says_nothing = control is None or control.read_only is None
+        writes = self._policy.permits_writes()
         if standing.in_block:
             # A second BEGIN is only warned about, but its options take hold.
-            standing.is_writable = standing.is_writable or (writes and asks_read_write(statement))
+            standing.is_writable = standing.is_writable or asks_read_write(statement)
             return
         standing.in_block = True
         standing.is_failed = False
-        standing.is_writable = False
-        if writes and not several and not standing.has_run:
+        standing.is_writable = asks_read_write(statement)
+        if writes and says_nothing and not several and not standing.has_run:
             standing.is_writable = True
             step.act = max(step.act, Act.BEGIN)
-        elif asks_read_write(statement):
-            standing.is_writable = True
 
     def _note_names(self, text: bytes, statement: Statement) -> None:
         first = statement.effects[0].operation
