@@ -106,20 +106,33 @@ LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 WHERE o.oprname IN (SELECT u.oprname FROM pg_catalog.pg_operator u WHERE u.oid >= 16384)
 """
 
-#: Types of users. `runs_code`: reading a value of it calls a user's function: its input function, a domain's check or
-#: default, a cast to it, what a range needs to compare and to normalise. `is_closed`: no value or literal becomes one
-#: unless it must: no domain, no row type, nobody casts to it implicitly, and it is never the preferred choice.
+#: The functions that a domain's checks and default call, and whether they name another user's type.
+TYPE_CALLS: Final[LiteralString] = """
+SELECT DISTINCT found.type::int8, p.proname, p.pronargs, p.oid < 16384
+FROM (SELECT k.contypid AS type, k.conbin::text AS tree FROM pg_catalog.pg_constraint k WHERE k.contypid <> 0
+      UNION ALL SELECT t.oid, t.typdefaultbin::text FROM pg_catalog.pg_type t WHERE t.typdefaultbin IS NOT NULL
+     ) found,
+     pg_catalog.regexp_matches(found.tree, ':(?:funcid|opfuncid|aggfnoid|winfnoid) ([0-9]+)', 'g') AS called(match)
+JOIN pg_catalog.pg_proc p ON p.oid = called.match[1]::oid
+UNION ALL
+SELECT k.contypid::int8, '', 0, false FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = k.oid
+WHERE d.refclassid = 'pg_catalog.pg_type'::regclass AND d.refobjid <> k.contypid AND k.contypid <> 0
+"""
+
+#: Types of users. `runs_code`: reading a value of it calls a user's function: its input function, a cast to it, what a
+#: range needs to compare and to normalise. `is_closed`: no value or literal becomes one unless it must: no domain, no
+#: row type, nobody casts to it implicitly, and it is never the preferred choice.
 TYPES: Final[LiteralString] = """
 SELECT t.oid::int8, n.nspname, t.typname, e.extname,
        (t.typtype = 'b' AND t.typelem = 0)
-       OR (t.typtype = 'd' AND (t.typdefaultbin IS NOT NULL
-           OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid)))
        OR EXISTS (SELECT FROM pg_catalog.pg_cast s WHERE s.casttarget = t.oid AND s.castfunc >= 16384)
-       OR r.rngcanonical >= 16384 OR r.rngsubdiff >= 16384 OR r.rngsubopc >= 16384 AS runs_code,
-       t.typtype IN ('b', 'e', 'r', 'm') AND t.typcategory <> 'S' AND NOT t.typispreferred
+       OR COALESCE(r.rngcanonical >= 16384 OR r.rngsubdiff >= 16384 OR r.rngsubopc >= 16384, false)
+           AS runs_code,
+       t.typtype IN ('b', 'e', 'r', 'm') AND NOT t.typispreferred
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_cast s WHERE s.casttarget = t.oid AND s.castcontext = 'i')
            AS is_closed,
-       t.typtype = 'c' AS is_composite,
+       t.typtype = 'c' AS is_composite, t.typcategory = 'S' AS is_string,
        CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END::int8,
        ARRAY[t.typelem, t.typbasetype, COALESCE(r.rngsubtype, 0), COALESCE(r.rngtypid, 0)]::int8[]
 FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace

@@ -321,6 +321,7 @@ class Connection:
         """Called by the worker's clock: end what has taken too long."""
         if self.is_closing:
             return
+        self.recorder.flush()
         ledger = self.session.ledger
         if self.deadline and now >= self.deadline:
             self.deadline = 0.0

@@ -22,6 +22,7 @@ from sqlwall.rules.verdict import Verdict
 from sqlwall.session import refusal as words
 from sqlwall.session.segment import Step
 from sqlwall.sql.statement import Unparsable
+from sqlwall.store.chain import AuditKind
 from sqlwall.wire import frontend, sqlstate
 from sqlwall.wire.frames import Chunk, Frame, Scanner, Side
 
@@ -124,7 +125,8 @@ class Relay:
         return strictest([policy.judge(statement) for statement in facts])
 
     def expire(self, now: float, idle_in_transaction: float) -> None:
-        """Nothing is limited here."""
+        """Nothing is limited here; the reads that have gathered go on the record."""
+        self._recorder.flush()
 
     def drain(self) -> None:
         """End at once: where the transaction stands is not known."""
@@ -142,6 +144,7 @@ class Relay:
             return
         self.is_closing = True
         self._worker.counters.session_ended(reason)
+        self._recorder.note(AuditKind.LOGOUT, reason=reason)
         for transport in (self._client, self._server):
             if transport is not None and not transport.is_closing():
                 transport.close()

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,6 +23,9 @@ from sqlwall.config import Config
 from sqlwall.errors import SqlwallError
 from sqlwall.proxy.wall import Wall
 from sqlwall.proxy.worker import FindRuleset
+
+SWITCH_INTERVAL = 0.0005  # seconds
+RECURSION_LIMIT = 4000  # deep statements are walked by recursion; frames of pure Python need no C stack
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +137,9 @@ class WorkerProcess:
 def run_worker(config: Config, find_ruleset: FindRuleset, line: Connection, level: str) -> None:
     """The entry of a worker process."""
     configure_logging(level, config.log.format)
+    # The audit thread works in long runs; between them the event loop must not wait the usual 5 ms for its turn.
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    sys.setrecursionlimit(RECURSION_LIMIT)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor tells what they mean
 

@@ -15,10 +15,12 @@ from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session.segment import Step
 from sqlwall.store.audit import AuditLog
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
-from sqlwall.store.stamp import new_ulid
+from sqlwall.store.stamp import new_ulid, utc_now
 
 #: A durable record that takes longer than this is a store that is down (seconds).
 DURABLE_TIMEOUT = 30.0
+#: Different texts that may gather before they are written.
+READS_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,26 @@ class SessionLabels:
     database: str
 
 
-class Recorder:
-    """The record of one session."""
+class Reads:
+    """One text that was read with since the last flush: how often, from when on, and the verdict that let it."""
 
-    __slots__ = ("_audit", "_counters", "_labels", "_statement_bytes")
+    __slots__ = ("count", "since", "text", "verdict")
+
+    def __init__(self, text: bytes, verdict: Verdict) -> None:
+        self.text = text
+        self.verdict = verdict
+        self.count = 0
+        self.since = utc_now()
+
+
+class Recorder:
+    """The record of one session.
+
+    Equal reads that follow each other closely are one record that says how many they were: `flush` writes what has
+    gathered, and is called by the worker's clock, before anything else goes on the record, and at the end.
+    """
+
+    __slots__ = ("_audit", "_counters", "_labels", "_reads", "_statement_bytes")
 
     def __init__(
         self, audit: AuditLog, counters: Counters, labels: SessionLabels, statement_bytes: int
@@ -43,6 +61,7 @@ class Recorder:
         self._counters = counters
         self._labels = labels
         self._statement_bytes = statement_bytes
+        self._reads: dict[tuple[bytes, int], Reads] = {}
 
     @property
     def agent(self) -> str:
@@ -55,11 +74,47 @@ class Recorder:
 
     def read(self, step: Step) -> bool:
         """Note an allowed message that runs something; False if the store cannot take it."""
-        verdict = step.verdicts[-1] if step.verdicts else None
-        if verdict is None:
+        if not step.verdicts:
             return True
+        if not self._audit.is_accepting or (len(self._reads) >= READS_LIMIT and not self.flush()):
+            return False
+        verdict = step.verdicts[-1]
         self._counters.statement(self._labels.agent, verdict.operation, "allow")
-        return self._audit.note(self._record(AuditKind.STATEMENT, step, verdict, new_ulid()))
+        text = step.text or (step.prepared[0].text if step.prepared else b"")
+        # The verdict is kept in the value, so that its id stays its own.
+        key = (text, id(verdict))
+        reads = self._reads.get(key)
+        if reads is None:
+            reads = self._reads[key] = Reads(text, verdict)
+        reads.count += 1
+        return True
+
+    def flush(self) -> bool:
+        """Write the reads that have gathered; False if the store does not take them all."""
+        while self._reads:
+            key = next(iter(self._reads))
+            if not self._audit.note(self._read_record(self._reads[key])):
+                return False
+            del self._reads[key]
+        return True
+
+    def _read_record(self, reads: Reads) -> AuditRecord:
+        labels, verdict = self._labels, reads.verdict
+        return AuditRecord(
+            AuditKind.STATEMENT,
+            agent=labels.agent,
+            session=labels.session,
+            client=labels.client,
+            database=labels.database,
+            statement=AuditedText.of(reads.text, self._statement_bytes),
+            operation=verdict.operation or None,
+            target=verdict.target or None,
+            action=verdict.judged.name.lower(),
+            rule=verdict.rule,
+            reason=verdict.reason or None,
+            outcome="once" if reads.count == 1 else f"{reads.count} times",
+            time=reads.since,
+        )
 
     async def change(self, step: Step, event: str) -> None:
         """Put a verdict on the record before its effect. Raises StoreError if that cannot be."""
@@ -113,6 +168,7 @@ class Recorder:
         self, kind: AuditKind, reason: str = "", event: str | None = None, rule: str | None = None
     ) -> None:
         """Something about the session that has no verdict: login, logout, cancel, a limit."""
+        self.flush()
         labels = self._labels
         self._audit.note(
             AuditRecord(
@@ -132,6 +188,7 @@ class Recorder:
         self._counters.refusal("closed")
 
     async def _durable(self, record: AuditRecord) -> None:
+        self.flush()
         try:
             await asyncio.wait_for(asyncio.wrap_future(self._audit.submit(record)), DURABLE_TIMEOUT)
         except TimeoutError as error:

@@ -249,6 +249,13 @@ class AuditLog:
             return True
 
     @property
+    def is_accepting(self) -> bool:
+        """Whether a note would be taken now."""
+        return (
+            self._state is AuditState.HEALTHY and not self._is_closing and len(self._queue) < self._capacity
+        )
+
+    @property
     def state(self) -> AuditState:
         """Whether the last write succeeded."""
         return self._state

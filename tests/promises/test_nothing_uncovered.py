@@ -1,0 +1,312 @@
+"""Promises 1 to 3 against a client that says whatever bytes it likes: what no rule permits stays as it was.
+
+Each attack is a script of raw messages. Afterwards every row that the ruleset does not let an agent write, every
+sequence and every catalog must be as before; under agent-safe, where no snapshot can be taken, all of it.
+"""
+
+from __future__ import annotations
+
+
+import pytest
+
+from sqlwall.wire import frontend
+from tests.e2e.wall import WAIVED, OpenWall, RunningWall, waiving
+from tests.e2e.wire import FLUSH, SYNC, RawClient, run
+
+#: Permitted by its text, and its trigger writes public.payroll.
+SNEAKY = "UPDATE watched SET v = 2 WHERE id = 1"
+#: Refused by its text.
+REFUSED = "DELETE FROM payroll"
+#: Permitted altogether, and harmless.
+PLAIN = "INSERT INTO orders VALUES (1000, 1, 'x')"
+
+Q, P, B, E = frontend.query, frontend.parse, frontend.bind, frontend.execute
+PORTAL, STATEMENT = frontend.Kind.PORTAL, frontend.Kind.STATEMENT
+
+
+def ex(text: str) -> bytes:
+    return run(text)
+
+
+def q(text: str) -> bytes:
+    return frontend.query(text.encode())
+
+
+def raw(code: bytes, body: bytes) -> bytes:
+    """A message with any body."""
+    return code + (len(body) + 4).to_bytes(4, "big") + body
+
+
+#: Each list is sent in one go, item by item; SYNC and Query are waited for only at the end.
+ATTACKS: dict[str, list[bytes]] = {
+    # -- commit points that are no COMMIT of its own
+    "flush, then a Query": [ex(SNEAKY), FLUSH, q("SELECT 1")],
+    "flush, flush, sync": [ex(SNEAKY), FLUSH, ex("SELECT 1"), FLUSH, SYNC],
+    "flush, then terminate": [ex(SNEAKY), FLUSH, frontend.terminate()],
+    "flush behind bind only": [P(b"", SNEAKY.encode()), B(b"", b""), FLUSH, E(b""), FLUSH, SYNC],
+    "write and Query in one segment": [ex(SNEAKY), q("SELECT 1")],
+    "write, flush, write, Query": [ex(PLAIN), FLUSH, ex(SNEAKY), q("SELECT 1")],
+    "write, flush, then a Query with a write": [ex(SNEAKY), FLUSH, q(PLAIN)],
+    "read, flush, write, sync": [ex("SELECT 1"), FLUSH, ex(SNEAKY), SYNC],
+    "write behind a FunctionCall": [ex(SNEAKY), frontend.function_call(1598, [], [], 0), SYNC],
+    # -- transaction control inside pipelines
+    "begin, write, commit": [ex("BEGIN"), ex(SNEAKY), ex("COMMIT"), SYNC],
+    "write, commit, then something refused": [ex(SNEAKY), ex("COMMIT"), ex(REFUSED), SYNC],
+    "write, begin, commit, then something refused": [ex(SNEAKY), ex("BEGIN"), ex("COMMIT"), ex(REFUSED), SYNC],
+    "read, begin, write, commit": [ex("SELECT 1"), ex("BEGIN"), ex(SNEAKY), ex("COMMIT"), SYNC],
+    "set, begin read write, write, commit": [
+        ex("SET TimeZone = 'UTC'"), ex("BEGIN READ WRITE"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "show, begin read write, write, commit and chain": [
+        ex("SHOW TimeZone"), ex("BEGIN READ WRITE"), ex(SNEAKY), ex("COMMIT AND CHAIN"), ex("COMMIT"), SYNC,
+    ],
+    "two transactions, the first clean": [
+        ex("BEGIN"), ex(PLAIN), ex("COMMIT"), ex("BEGIN READ WRITE"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "two transactions, the first of the same tables": [
+        ex("BEGIN"), ex("UPDATE orders SET note = 'y' WHERE id = 1"), ex("COMMIT"),
+        ex("BEGIN READ WRITE"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "commit behind a savepoint": [
+        ex("BEGIN"), ex("SAVEPOINT a"), ex(SNEAKY), ex("RELEASE a"), ex("COMMIT"), SYNC,
+    ],
+    "rollback to, then write and commit": [
+        ex("BEGIN"), ex("SAVEPOINT a"), ex(PLAIN), ex("ROLLBACK TO a"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "rollback and chain out of a failed block": [
+        q("BEGIN"), q("SELECT 1/0"), ex("ROLLBACK AND CHAIN"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "commit and chain out of a failed block": [
+        q("BEGIN"), q("SELECT 1/0"), ex("COMMIT AND CHAIN"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "rollback to out of a failed block": [
+        q("BEGIN"), q("SAVEPOINT a"), q("SELECT 1/0"), ex("ROLLBACK TO a"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "rollback and chain in a string": [q("BEGIN"), q("SELECT 1/0"), q(f"ROLLBACK AND CHAIN; {SNEAKY}; COMMIT")],
+    "rollback and chain, then strings": [
+        q("BEGIN"), q("SELECT 1/0"), q("ROLLBACK AND CHAIN; SELECT 1"), q(SNEAKY), q("COMMIT"),
+    ],
+    "end under another name": [q("BEGIN"), q(SNEAKY), q("END TRANSACTION")],
+    "commit as a prepared statement": [
+        P(b"c", b"COMMIT"), P(b"b", b"BEGIN"), P(b"w", SNEAKY.encode()), SYNC,
+        B(b"", b"b"), E(b""), B(b"", b"w"), E(b""), B(b"", b"c"), E(b""), SYNC,
+    ],
+    "commit bound before the write": [
+        q("BEGIN"), P(b"c", b"COMMIT"), B(b"pc", b"c"), P(b"w", SNEAKY.encode()), B(b"pw", b"w"), E(b"pw"), E(b"pc"), SYNC,
+    ],
+    "commit portal kept over a flush": [
+        q("BEGIN"), P(b"c", b"COMMIT"), B(b"pc", b"c"), FLUSH, ex(SNEAKY), FLUSH, E(b"pc"), FLUSH, SYNC,
+    ],
+    # -- strings of several statements
+    "begin and write in a string, commit behind": [q(f"BEGIN; {SNEAKY}"), q("COMMIT")],
+    "begin read write in a string": [q(f"BEGIN READ WRITE; {SNEAKY}; COMMIT")],
+    "commit and write in a string": [q("BEGIN"), q(f"COMMIT; {SNEAKY}")],
+    "write and commit in a string": [q("BEGIN"), q(f"{SNEAKY}; COMMIT")],
+    "write and begin in a string": [q(f"{SNEAKY}; BEGIN; COMMIT")],
+    "commit, begin, write, commit in a string": [q("BEGIN"), q(f"COMMIT; BEGIN; {SNEAKY}; COMMIT")],
+    "rollback, begin, write, commit in a string": [q("BEGIN"), q(f"ROLLBACK; BEGIN READ WRITE; {SNEAKY}; COMMIT")],
+    # -- read-write by other means
+    "begin read write inside a block": [q("BEGIN READ ONLY"), q("BEGIN READ WRITE"), q(SNEAKY), q("COMMIT")],
+    "begin read write inside a block, pipelined": [
+        ex("BEGIN READ ONLY"), ex("BEGIN READ WRITE"), ex(SNEAKY), ex("COMMIT"), SYNC,
+    ],
+    "set transaction read write in a pipeline": [ex("SET TRANSACTION READ WRITE"), ex(SNEAKY), SYNC],
+    "set local transaction_read_only": [ex("SET LOCAL transaction_read_only = off"), ex(SNEAKY), SYNC],
+    "set_config transaction_read_only": [ex("SELECT set_config('transaction_read_only', 'off', true)"), ex(SNEAKY), SYNC],
+    "set default_transaction_read_only": [q("SET default_transaction_read_only = off"), q(SNEAKY)],
+    "session characteristics": [q("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"), q(SNEAKY)],
+    "default by string": [q(f"SET default_transaction_read_only = off; COMMIT; {SNEAKY}")],
+    "discard all": [q("DISCARD ALL"), q("SELECT 1"), q(SNEAKY)],
+    "reset all in a pipeline": [ex("RESET ALL"), ex(SNEAKY), SYNC],
+    "two-phase": [q("BEGIN"), q(SNEAKY), q("PREPARE TRANSACTION 'x'"), q("COMMIT PREPARED 'x'")],
+    "two-phase in a pipeline": [ex("BEGIN"), ex(SNEAKY), ex("PREPARE TRANSACTION 'x'"), SYNC, q("COMMIT PREPARED 'x'")],
+    # -- names that come to mean something else
+    "prepare over a parsed name": [
+        P(b"x", b"SELECT 1"), SYNC, q("DEALLOCATE x"), q(f"PREPARE x AS {SNEAKY}"), q("EXECUTE x"),
+    ],
+    "parse, deallocate and prepare in one pipeline": [
+        P(b"x", b"SELECT 1"), ex("DEALLOCATE x"), ex(f"PREPARE x AS {SNEAKY}"), SYNC,
+        q("BEGIN"), q("EXECUTE x"), q("COMMIT"),
+    ],
+    "protocol execution of a prepared text": [
+        q(f"PREPARE x AS {SNEAKY}"), q("BEGIN"), B(b"", b"x"), E(b""), SYNC, q("COMMIT"),
+    ],
+    "prepare a refused text": [q(f"PREPARE x AS {REFUSED}"), q("EXECUTE x"), B(b"", b"x"), E(b""), SYNC],
+    "stale name after deallocate": [
+        P(b"x", b"SELECT 1"), SYNC, q("DEALLOCATE x"), P(b"x", REFUSED.encode()), SYNC, B(b"", b"x"), E(b""), SYNC,
+    ],
+    "stale name after discard": [
+        P(b"x", SNEAKY.encode()), SYNC, q("DISCARD ALL"), B(b"", b"x"), E(b""), SYNC, q("EXECUTE x"),
+    ],
+    "refused parse, then its name": [
+        P(b"x", b"SELECT 1"), SYNC, P(b"x", REFUSED.encode()), SYNC, B(b"", b"x"), E(b""), SYNC,
+    ],
+    "refused parse, bind behind it in the pipeline": [P(b"", REFUSED.encode()), B(b"", b""), E(b""), SYNC],
+    "execute of a portal from another transaction": [
+        q("BEGIN"), P(b"", SNEAKY.encode()), B(b"p", b""), SYNC, q("COMMIT"), E(b"p"), SYNC,
+    ],
+    "a cursor's name for a portal": [
+        q("BEGIN"), q("DECLARE c CURSOR FOR SELECT 1"), P(b"", SNEAKY.encode()), B(b"c", b""), E(b"c"), SYNC, q("COMMIT"),
+    ],
+    "one of our own names": [q("EXECUTE _sqlwall_x"), P(b"_sqlwall_x", b"SELECT 1"), SYNC, q("DEALLOCATE _sqlwall_x")],
+    "a guessed poison": [q("_sqlwall_000000000000000000000000"), P(b"", b"_sqlwall_0"), SYNC, q(REFUSED)],
+    # -- held cursors
+    "with hold over a writing view": [
+        q("BEGIN"), q("DECLARE c CURSOR WITH HOLD FOR SELECT * FROM writing_view"), q("COMMIT"), q("FETCH ALL FROM c"),
+    ],
+    "with hold in a pipeline": [
+        ex("BEGIN"), ex("DECLARE c CURSOR WITH HOLD FOR SELECT * FROM writing_view"), ex("COMMIT"), SYNC,
+    ],
+    "with hold and a permitted write": [
+        q("BEGIN"), q(PLAIN), q("DECLARE c CURSOR WITH HOLD FOR SELECT * FROM writing_view"), q("COMMIT"),
+    ],
+    "with hold outside a block": [q("DECLARE c CURSOR WITH HOLD FOR SELECT * FROM writing_view"), q("FETCH ALL FROM c")],
+    # -- what texts mean
+    "search_path in a pipeline": [
+        ex("SET search_path = shadow"), ex("UPDATE orders SET note = 'hit' WHERE id = 1"), SYNC,
+    ],
+    "search_path by set_config": [
+        q("SELECT set_config('search_path', 'shadow', false); UPDATE orders SET note = 'hit' WHERE id = 1"),
+    ],
+    "a function of the same name": [
+        q("SET search_path = shadow, public"), q("SELECT upper('x')"), q("BEGIN"), q("SELECT shadow.upper('x')"), q("COMMIT"),
+    ],
+    "conforming strings": [ex("SET standard_conforming_strings = off"), ex(r"SELECT '\'; DELETE FROM payroll; --'"), SYNC],
+    "encoding": [ex("SET client_encoding = 'SJIS'"), q("SELECT 1"), q(REFUSED)],
+    "a NUL in the text": [raw(b"Q", b"SELECT 1\0; DELETE FROM payroll\0")],
+    "no NUL at the end": [b"Q\0\0\0\x0cSELECT 1"],
+    "bytes that are no UTF-8": [frontend.query(b"SELECT '\xc2'; DELETE FROM payroll")],
+    # -- messages out of their place
+    "copy data without copy": [frontend.copy_data(b"1\n") * 200, frontend.copy_done(), frontend.copy_fail(b"x"), q("SELECT 1")],
+    "a Query inside copy": [q("COPY orders FROM STDIN"), q(REFUSED), frontend.copy_done()],
+    "copy failed, then data": [
+        q("COPY orders FROM STDIN"), frontend.copy_data(b"nonsense\n"), frontend.copy_done(), frontend.copy_data(b"x"), q(REFUSED),
+    ],
+    "copy into what is refused": [q("COPY payroll FROM STDIN"), frontend.copy_data(b"9\t9\n"), frontend.copy_done()],
+    "copy with a trigger": [q("COPY watched FROM STDIN"), frontend.copy_data(b"9\t9\n"), frontend.copy_done()],
+    "extended copy with a trigger": [
+        ex("COPY watched FROM STDIN"), SYNC, frontend.copy_data(b"9\t9\n"), frontend.copy_done(), SYNC,
+    ],
+    "extended copy with a trigger, without sync": [
+        ex("COPY watched FROM STDIN"), frontend.copy_data(b"9\t9\n"), frontend.copy_done(), SYNC,
+    ],
+    "extended copy with a trigger in a block": [
+        q("BEGIN"), ex("COPY watched FROM STDIN"), SYNC, frontend.copy_data(b"9\t9\n"), frontend.copy_done(), SYNC, q("COMMIT"),
+    ],
+    "extended copy, then commit at once": [
+        ex("BEGIN"), ex("COPY watched FROM STDIN"), frontend.copy_data(b"9\t9\n"), frontend.copy_done(), ex("COMMIT"), SYNC,
+    ],
+    "a flood of syncs": [SYNC * 2000, q(REFUSED)],
+    "a flood of flushes": [FLUSH * 2000, ex(SNEAKY), FLUSH * 100, SYNC],
+    "an unknown type": [b"z\0\0\0\4", q(REFUSED)],
+    "a startup message again": [b"\0\0\0\x08\x04\xd2\x16\x2f", q(REFUSED)],
+    "a length of three": [b"Q\0\0\0\3", q(REFUSED)],
+    "a length beyond all": [b"Q\x7f\xff\xff\xff", b"x" * 1000],
+    "half a message": [q(REFUSED)[:-3]],
+    "a password message": [b"p\0\0\0\x08abc\0", q(REFUSED)],
+    "a function by its number": [frontend.function_call(1598, [], [], 0)],
+    # -- writes that are no statements of their own
+    "explain analyze": [q(f"EXPLAIN ANALYZE {REFUSED}"), q(f"EXPLAIN ANALYZE {SNEAKY}")],
+    "explain analyze execute": [q(f"PREPARE x AS {SNEAKY}"), q("EXPLAIN ANALYZE EXECUTE x")],
+    "create table as execute": [q(f"PREPARE x AS {SNEAKY} RETURNING 1"), q("CREATE TEMP TABLE t AS EXECUTE x")],
+    "a cte": [q(f"WITH a AS ({SNEAKY} RETURNING 1) SELECT * FROM a"), q(f"WITH a AS ({REFUSED} RETURNING 1) SELECT 1")],
+    "a do block": [q("DO $$ BEGIN DELETE FROM payroll; END $$")],
+    "sequences": [q("SELECT nextval('notes_id_seq')"), q("BEGIN"), q("SELECT setval('notes_id_seq', 99)"), q("COMMIT")],
+    "large objects": [q("BEGIN"), q("SELECT lo_create(0)"), q("SELECT lo_from_bytea(0, 'x')"), q("COMMIT")],
+    "listen and notify": [q("LISTEN x"), q("NOTIFY x, 'y'")],
+    "temporary tables": [q("BEGIN"), q("CREATE TEMP TABLE pg_locks (pid int)"), q(SNEAKY), q("COMMIT")],
+    "advisory locks and backends": [q("SELECT pg_terminate_backend(pg_backend_pid())"), q("SELECT pg_sleep(100)")],
+    "deferred work made deferred again": [q("BEGIN"), q(SNEAKY), q("SET CONSTRAINTS ALL DEFERRED"), q("COMMIT")],
+}  # fmt: skip
+
+
+def guarded(wall: RunningWall) -> dict[str, object]:
+    """All that the waiving ruleset does not let an agent write."""
+    state = dict(wall.state())
+    for table in (*WAIVED, "notes_id_seq"):
+        state.pop(f"public.{table}", None)
+    return state
+
+
+def attack(wall: RunningWall, script: list[bytes]) -> None:
+    """Send it, in one write and in several, and let it take effect."""
+    for pause in (False, True):
+        with RawClient(wall.dsn()) as client:
+            try:
+                if pause:
+                    for message in script:
+                        client.send(message)
+                        client.drain(0.05)
+                else:
+                    client.send(*script)
+                client.send(SYNC)
+                client.drain(0.3)
+                # A block that is still open would be rolled back: let it try to end well.
+                client.send(q("COMMIT"), q("COMMIT"))
+                client.drain(0.15)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_no_rule_permits_is_not_changed(writing_wall: RunningWall, name: str) -> None:
+    before = guarded(writing_wall)
+    attack(writing_wall, ATTACKS[name])
+    assert guarded(writing_wall) == before
+    with writing_wall.connect() as client:
+        assert client.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_without_snapshots_nothing_is_changed_at_all(wall: RunningWall) -> None:
+    before = wall.state()
+    for script in ATTACKS.values():
+        with RawClient(wall.dsn()) as client:
+            try:
+                client.send(*script, SYNC)
+                client.drain(0.05)
+                client.send(q("COMMIT"))
+                client.drain(0.05)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+    assert wall.state() == before
+
+
+def test_a_waived_function_is_still_behind_the_gate(open_wall: OpenWall) -> None:
+    wall = open_wall(waiving(*WAIVED, functions=("public.raise_salaries", "public.calm_raise", "shadow.upper")))
+    before = guarded(wall)
+    scripts = (
+        [ex("SELECT raise_salaries()"), SYNC],
+        [ex("BEGIN"), ex("SELECT raise_salaries()"), SYNC, q("COMMIT")],
+        [ex("BEGIN"), ex("SELECT raise_salaries()"), ex("COMMIT"), SYNC],
+        [q("BEGIN"), P(b"", b"SELECT calm_raise()"), B(b"", b""), SYNC, q("COMMIT")],
+        [q("BEGIN"), q("EXPLAIN SELECT calm_raise()"), q("COMMIT")],
+        [q("BEGIN"), q("DECLARE c CURSOR WITH HOLD FOR SELECT raise_salaries()"), q("COMMIT")],
+        [q("BEGIN"), q("DECLARE c CURSOR FOR SELECT raise_salaries()"), q("FETCH c"), q("COMMIT")],
+        [q("BEGIN"), q(PLAIN), q("SELECT * FROM writing_view"), q("COMMIT")],
+        [q("SELECT raise_salaries(); COMMIT")],
+        [ex("INSERT INTO orders SELECT 2000 + raise_salaries(), 1, 'x'"), FLUSH, q("SELECT 1")],
+        [q("PREPARE x AS SELECT raise_salaries()"), q("BEGIN"), q("EXECUTE x"), q("COMMIT")],
+    )
+    for script in scripts:
+        attack(wall, script)
+        assert guarded(wall) == before
+
+
+def test_attacks_leave_no_session_of_the_wall_behind(writing_wall: RunningWall) -> None:
+    for name in ("half a message", "a Query inside copy", "a length beyond all", "flush, then terminate"):
+        with RawClient(writing_wall.dsn()) as client:
+            client.send(*ATTACKS[name])
+            client.drain(0.1)
+    with writing_wall.database.connect() as direct:
+        for _ in range(50):
+            found = direct.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = %s"
+                " AND state LIKE 'idle in transaction%%'",
+                ("sqlwall_test_app",),
+            ).fetchone()
+            if found == (0,):
+                break
+            direct.execute("SELECT pg_sleep(0.1)")
+        assert found == (0,)
+
+
