@@ -1,4 +1,4 @@
-"""``python -m bench``: the whole table, direct against PgBouncer against the wall, interleaved, with medians and spread."""
+"""``python -m bench``: the whole table, direct against PgBouncer against the wall, interleaved, medians and spread."""
 
 from __future__ import annotations
 

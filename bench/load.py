@@ -47,21 +47,26 @@ def find_pgbench() -> str:
 def rate(target: Target, mode: str, clients: int, seconds: float) -> Rate:
     """pgbench -S with several clients."""
     before = target.cpu_seconds()
-    done = subprocess.run(
-        [find_pgbench(), "-n", "-S", "-M", mode, "-c", str(clients), "-j", "1", "-T", str(int(seconds)), target.dsn],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    count = int(_number(r"actually processed: (\d+)", done.stdout))
-    return Rate(_number(r"tps = ([\d.]+)", done.stdout), (target.cpu_seconds() - before) / count * 1e6)
+    output = _pgbench(target, mode, clients, seconds)
+    count = int(_number(r"actually processed: (\d+)", output))
+    return Rate(_number(r"tps = ([\d.]+)", output), (target.cpu_seconds() - before) / count * 1e6)
+
+
+def _pgbench(
+    target: Target, mode: str, clients: int, seconds: float, *more: str, folder: str | None = None
+) -> str:
+    duration = str(max(1, int(seconds)))
+    command = [find_pgbench(), "-n", "-S", "-M", mode, "-c", str(clients), "-T", duration, *more, target.dsn]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
+    if done.returncode != 0:
+        raise SystemExit(f"bench: pgbench against {target.name} failed: {done.stderr[-600:]}")
+    return done.stdout
 
 
 def latency(target: Target, mode: str, seconds: float) -> Latency:
     """One client, each statement's time from pgbench's own log."""
     with TemporaryDirectory() as folder:
-        subprocess.run(
-            [find_pgbench(), "-n", "-S", "-M", mode, "-c", "1", "-T", str(int(seconds)), "-l", "--log-prefix=l", target.dsn],
-            check=True, capture_output=True, cwd=folder,
-        )  # fmt: skip
+        _pgbench(target, mode, 1, seconds, "-l", "--log-prefix=l", folder=folder)
         times = sorted(
             float(line.split()[2])
             for file in Path(folder).iterdir()

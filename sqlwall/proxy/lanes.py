@@ -7,6 +7,7 @@ Whatever breaks here ends in an error for the client and in nothing forwarded (p
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable
 from typing import Protocol
@@ -74,12 +75,11 @@ class Lane:
     async def run(self, segment: Segment) -> None:
         """Drive one segment to its end. Only ConnectionError leaves: the connection is over."""
         event = self._line.recorder.new_event()
-        if segment.is_ours and segment.frames[0].type_code == _QUERY:
+        if segment.is_ours and segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL):
             # A Query commits what was open before it. It is judged again, as what it is from here on.
             error = await self._end_ours(event)
             if error:
-                self._line.send_client(error)
-                self._ledger.skipping = True
+                self._line.send_client(error + _IDLE_NOW)
                 return
             segment = self._session.examine(segment.frames)
         try:
@@ -184,7 +184,8 @@ class Lane:
 
     async def _run_pipeline(self, segment: Segment, event: str) -> None:
         """Forward step by step, stopping where something has to happen in between."""
-        is_write = any(step.act == Act.WRITE for step in segment.steps)
+        forwarded = itertools.takewhile(lambda step: step.act != Act.REFUSE, segment.steps)
+        is_write = any(step.act == Act.WRITE for step in forwarded)
         if is_write and not await self._open_for_write(segment):
             return
         pending: list[bytes] = []
@@ -231,6 +232,7 @@ class Lane:
         """The gate before an Execute of COMMIT. An error is given to the client, and the rest to Sync is skipped."""
         error = await self._pass_gate(event, None)
         if not error:
+            self._has_baseline = False
             return not self._ledger.skipping
         self._line.send_client(error)
         self._session.end_transaction()

@@ -98,12 +98,23 @@ class Examination:
             segment.steps.append(step)
             segment.acts = max(segment.acts, step.act)
             if step.act == Act.REFUSE or segment.unread:
-                return
+                break
             segment.may_write = segment.may_write or self._standing.is_writable
-        if self._has_write and segment.has_control:
-            blamed = next(step for step in segment.steps if step.act == Act.WRITE)
+        self._refuse_mixed()
+
+    def _refuse_mixed(self) -> None:
+        """A write of its own needs one commit point of its own, and the segment must have no other, refused or not."""
+        segment = self._segment
+        ends_otherwise = segment.frames[-1].type_code in (_QUERY, _FUNCTION_CALL) and len(segment.frames) > 1
+        if self._has_write and (segment.has_control or ends_otherwise):
+            blamed = next(step for step in segment.steps if step.act >= Act.WRITE)
+        elif segment.is_ours and ends_otherwise:
+            blamed = segment.steps[0]
+        else:
+            return
+        if blamed.act != Act.REFUSE:
             self._refuse(blamed, words.mixed_write())
-            segment.acts = Act.REFUSE
+        segment.acts = Act.REFUSE
 
     def _frame(self, frame: Frame) -> Step:
         code = frame.type_code
@@ -293,6 +304,8 @@ class Examination:
         if ends_block(statement):
             standing.in_block = standing.is_failed = standing.is_writable = False
             standing.has_run = True
+        elif statement.control is not None and statement.control.chain:
+            standing.is_failed = False
 
     def _open(self, step: Step, statement: Statement, *, several: bool) -> None:
         standing = self._standing

@@ -25,10 +25,13 @@ Candidates = tuple[Prepared, ...]
 
 @dataclass(slots=True)
 class Names:
-    """One namespace. `confirmed` is what the server has acknowledged; `pending` what this segment asked for."""
+    """One namespace. `confirmed` is what the server has acknowledged; `pending` what this segment asked for by Parse or
+    Bind, `added` the names that it may have defined by PREPARE or DECLARE.
+    """
 
     confirmed: dict[bytes, Candidates] = field(default_factory=dict)
     pending: dict[bytes, Candidates] = field(default_factory=dict)
+    added: set[bytes] = field(default_factory=set)
 
     def find(self, name: bytes) -> Candidates | None:
         """What `name` stands for if all before it in the segment succeeds; None if it does not exist.
@@ -43,7 +46,10 @@ class Names:
         self.pending[name] = meaning
 
     def confirm(self, name: bytes, meaning: Candidates) -> None:
-        """The server acknowledged the definition."""
+        """The server acknowledged the definition; a text of the same segment may have defined it anew behind that."""
+        if name in self.added:
+            known = self.confirmed.get(name, ())
+            meaning = (*known, *(one for one in meaning if one not in known))
         self.confirmed[name] = meaning
 
     def add(self, name: bytes, meaning: Prepared) -> None:
@@ -53,17 +59,23 @@ class Names:
             known = (*known, meaning)
         self.confirmed[name] = known
         self.pending.pop(name, None)
+        self.added.add(name)
 
     def forget(self, name: bytes) -> None:
-        """The server acknowledged that the name is gone."""
-        self.confirmed.pop(name, None)
-        self.pending.pop(name, None)
+        """The server acknowledged that the name is gone, unless a text of the same segment defined it behind that."""
+        if name not in self.added:
+            self.confirmed.pop(name, None)
+            self.pending.pop(name, None)
+
+    def begin(self) -> None:
+        """Another segment is about to be examined: the server has answered the last one."""
+        self.added.clear()
 
     def settle(self) -> None:
-        """The segment is over: what was not confirmed was not defined."""
+        """What was not confirmed was not defined."""
         self.pending.clear()
 
     def clear(self) -> None:
-        """The server dropped every name."""
-        self.confirmed.clear()
+        """The server dropped every name but those that a text of the same segment may define behind that."""
+        self.confirmed = {name: known for name, known in self.confirmed.items() if name in self.added}
         self.pending.clear()

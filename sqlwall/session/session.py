@@ -182,6 +182,8 @@ class Session:
 
     def examine(self, frames: list[Frame]) -> Segment:
         """Say of every message how it travels. Repeated after the sandbox has read a text that was too large."""
+        self.statements.begin()
+        self.portals.begin()
         segment = Segment(frames, self.standing())
         Examination(self.policy, self.statements, self.portals, segment).run()
         return segment

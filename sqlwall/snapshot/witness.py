@@ -26,47 +26,46 @@ _MODES: Final = (
     b"ARRAY['RowExclusiveLock','ShareUpdateExclusiveLock','ShareLock','ShareRowExclusiveLock','ExclusiveLock',"
     b"'AccessExclusiveLock']::pg_catalog.text[]"
 )
-_LOCKED: Final = (
-    b"SELECT c.oid::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
-    b" c.relkind::pg_catalog.text, " + _COUNTERS + b","
-    b" (SELECT pg_catalog.string_agg(DISTINCT k.mode, ',') FROM pg_catalog.pg_locks k"
-    b" WHERE k.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
-    b" AND k.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
-    b" AND k.relation OPERATOR(pg_catalog.=) c.oid"
-    b" AND k.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b"))"
-    b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-    b" WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_locks l"
+_MINE: Final = (
+    b"SELECT l.relation, l.mode FROM pg_catalog.pg_locks l"
     b" WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
     b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
-    b" AND l.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b")))"
+)
+_LOCKED: Final = (
+    b"SELECT c.oid::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
+    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", w.modes"
+    b" FROM (SELECT m.relation, pg_catalog.string_agg(DISTINCT m.mode, ','::pg_catalog.text) AS modes FROM mine m"
+    b" WHERE m.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b") GROUP BY m.relation) w"
+    b" JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation"
+    b" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
 )
 #: Catalogs release their locks early: only their counters tell of GRANT, CREATE, lo_unlink (MECHANICS, section 14).
+#: PostgreSQL's own have object ids below FirstNormalObjectId (access/transam.h), and an index on these finds them.
 _CATALOGS: Final = (
-    b"SELECT c.oid::pg_catalog.text, 'pg_catalog', c.relname::pg_catalog.text, c.relkind::pg_catalog.text, "
-    + _COUNTERS
-    + b", NULL::pg_catalog.text FROM pg_catalog.pg_class c"
-    b" WHERE c.relnamespace OPERATOR(pg_catalog.=) 11::pg_catalog.oid"
+    b"SELECT c.oid::pg_catalog.text, 'pg_catalog'::pg_catalog.text, c.relname::pg_catalog.text,"
+    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", NULL::pg_catalog.text FROM pg_catalog.pg_class c"
+    b" WHERE c.oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid"
+    b" AND c.relnamespace OPERATOR(pg_catalog.=) 11::pg_catalog.oid"
     b" AND c.relkind OPERATOR(pg_catalog.=) 'r'::pg_catalog.\"char\""
-    b" AND c.relname OPERATOR(pg_catalog.<>) 'pg_statistic'::pg_catalog.name"
     b" AND (pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) OPERATOR(pg_catalog.>) 0"
     b" OR pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.>) 0"
     b" OR pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) OPERATOR(pg_catalog.>) 0)"
 )
 #: What the open transaction has locked for writing, and which catalogs it has changed, one row per relation. A relation
-#: that was created and dropped again is in pg_locks without a name, and counted in the last row.
+#: that was created and dropped again is in pg_locks without a name, and counted in the row "gone"; the row "rows"
+#: counts relations locked as SELECT FOR UPDATE does. Both are always there: an answer without them is not complete.
 WITNESS_QUERY: Final = (
-    _LOCKED
+    b"WITH mine AS MATERIALIZED ("
+    + _MINE
+    + b") "
+    + _LOCKED
     + b" UNION ALL "
     + _CATALOGS
-    + b" UNION ALL SELECT 'gone', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL"
-    b" FROM pg_catalog.pg_locks l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
-    b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
-    b" AND l.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b")"
-    b" AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) l.relation)"
-    b" UNION ALL SELECT 'rows', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL"
-    b" FROM pg_catalog.pg_locks l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
-    b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
-    b" AND l.mode OPERATOR(pg_catalog.=) 'RowShareLock'::pg_catalog.text"
+    + b" UNION ALL SELECT 'gone', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL FROM mine m"
+    b" WHERE m.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b")"
+    b" AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) m.relation)"
+    b" UNION ALL SELECT 'rows', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL FROM mine m"
+    b" WHERE m.mode OPERATOR(pg_catalog.=) 'RowShareLock'::pg_catalog.text"
 )
 #: The counters before the first write. Those of ordinary tables are read for every relation that has any, since what
 #: will be written is not known yet.
@@ -85,6 +84,9 @@ _DEFINING: Final = frozenset(
     {"ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}
 )
 
+#: What a table's three counters count, in this order.
+_COUNTED: Final = (Operation.INSERT, Operation.UPDATE, Operation.DELETE)
+
 Row = Sequence[bytes | None]
 
 
@@ -98,14 +100,23 @@ class Witness:
     counts: tuple[int, int, int]
     modes: frozenset[str]
 
+    @property
+    def label(self) -> str:
+        """The server's own name for it, as messages show it."""
+        return f"{self.schema}.{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """All of them, by object id. `gone` counts locked relations without a name, `row_locks` FOR UPDATE and its like."""
+    """All of them, by object id. `gone` counts locked relations without a name, `row_locks` FOR UPDATE and its like.
+
+    `is_complete` says that the whole answer to WITNESS_QUERY is in; a baseline never is.
+    """
 
     relations: Mapping[str, Witness] = field(default_factory=dict)
     gone: int = 0
     row_locks: int = 0
+    is_complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,48 +147,48 @@ Permitted = Callable[[Operation, str, str], Decision]
 def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
     """The answer to WITNESS_QUERY or BASELINE_QUERY. Raises ValueError if it is not one."""
     relations: dict[str, Witness] = {}
-    gone = row_locks = 0
+    totals: dict[str, int] = {}
     for row in rows:
         oid, schema, name, kind, inserted, updated, deleted, modes = [
             value.decode() if value is not None else "" for value in row
         ]
-        if oid == "gone":
-            gone = int(inserted)
-        elif oid == "rows":
-            row_locks = int(inserted)
-        else:
-            counts = (int(inserted), int(updated), int(deleted))
-            found = frozenset(mode for mode in modes.split(",") if mode)
-            known = relations.get(oid)
-            if known is not None:
-                found |= known.modes
-            relations[oid] = Witness(schema, name, kind, counts, found)
-    return Witnesses(relations, gone, row_locks)
+        if oid in {"gone", "rows"}:
+            totals[oid] = int(inserted)
+            continue
+        counts = (int(inserted), int(updated), int(deleted))
+        found = frozenset(mode for mode in modes.split(",") if mode)
+        known = relations.get(oid)
+        if known is not None:
+            found |= known.modes
+        relations[oid] = Witness(schema, name, kind, counts, found)
+    return Witnesses(relations, totals.get("gone", 0), totals.get("rows", 0), len(totals) == 2)
 
 
-def decide(
-    baseline: Witnesses | None, now: Witnesses, permitted: Permitted, *, rolled_back: bool = False
-) -> Accepted | Refused:
+def decide(baseline: Witnesses | None, now: Witnesses, permitted: Permitted) -> Accepted | Refused:
     """Whether a transaction that has an id may commit, where no row is covered by a snapshot.
 
     Without a baseline the counters may be those of earlier transactions of the session, and count all the same. A table
-    that is locked for writing, where no row is counted, has been written in a way that is not known: all must be
-    permitted. `rolled_back` says that a permitted write was undone by ROLLBACK TO: its locks are gone, the id it took
-    is not.
+    that is locked for writing, where no row is counted, may have been written by code that switched the counters off:
+    then all that rows can suffer must be permitted. An id with no witness is refused, but for row locks: these assign
+    one and change nothing; what else could hide behind them changes a catalog, and is counted there.
     """
+    if not now.is_complete:
+        return Refused("the server did not say what was written")
     if now.gone:
         return Refused("a table was created or dropped behind the statement")
-    written = False
+    is_witnessed = now.row_locks > 0
     for oid, witness in now.relations.items():
         before = baseline.relations.get(oid) if baseline is not None else None
-        answer = _decide_one(witness, _delta(before, witness), permitted)
-        if answer is not None:
-            return answer
-        written = True
-    if not written and not now.row_locks and not rolled_back:
-        return Refused(
-            "something was written that no witness shows: a sequence, a large object, a log message"
-        )
+        written = _operations(witness, _delta(before, witness))
+        if isinstance(written, Refused):
+            return written
+        for operation in written:
+            decision = permitted(operation, witness.schema, witness.name)
+            if not decision.is_permitted:
+                return Refused(f"{operation.value.upper()}: {decision.reason}", witness.label, operation)
+        is_witnessed = is_witnessed or bool(written)
+    if not is_witnessed:
+        return Refused("something was written that no witness shows, such as a log message")
     return Accepted()
 
 
@@ -189,31 +200,23 @@ def _delta(before: Witness | None, now: Witness) -> tuple[int, int, int]:
     return now.counts if min(difference) < 0 else (difference[0], difference[1], difference[2])
 
 
-def _decide_one(witness: Witness, delta: tuple[int, int, int], permitted: Permitted) -> Refused | None:
-    name = f"{witness.schema}.{witness.name}"
+def _operations(witness: Witness, delta: tuple[int, int, int]) -> tuple[Operation, ...] | Refused:
+    """What was done to one relation; nothing, if others tell of it; Refused where that may never stay."""
     if witness.schema == "pg_catalog":
-        return None if delta == (0, 0, 0) and not witness.modes else Refused("a catalog was changed", name)
+        if delta == (0, 0, 0) and not witness.modes:
+            return ()  # carried over from an earlier transaction of the session
+        return Refused("a catalog was changed", witness.label)
     if witness.modes & _DEFINING:
-        return Refused("it was locked as only TRUNCATE, LOCK TABLE or a definition locks", name)
-    if witness.kind in ("i", "I", "t"):
-        return None  # written only through their table, which is a witness of its own
-    if witness.kind == "f":
-        return Refused("it is a foreign table: what was written elsewhere is not known", name)
-    operations = [
-        operation
-        for operation, count in zip(
-            (Operation.INSERT, Operation.UPDATE, Operation.DELETE), delta, strict=True
-        )
-        if count
-    ]
-    if witness.kind == "S":
-        operations = [Operation.UPDATE]
-    elif witness.kind in ("p", "v"):
-        return None  # its partitions, or the tables below, are witnesses of their own
-    elif not operations:
-        operations = [Operation.INSERT, Operation.UPDATE, Operation.DELETE]
-    for operation in operations:
-        decision = permitted(operation, witness.schema, witness.name)
-        if not decision.is_permitted:
-            return Refused(f"{operation.value.upper()}: {decision.reason}", name, operation)
-    return None
+        return Refused("it was locked as only TRUNCATE, LOCK TABLE or a definition locks", witness.label)
+    match witness.kind:
+        case "r" | "m":
+            counted = tuple(operation for operation, count in zip(_COUNTED, delta, strict=True) if count)
+            return counted or _COUNTED
+        case "S":
+            return (Operation.UPDATE,)  # nextval, setval; currval locks it just so
+        case "p" | "v" | "i" | "I" | "t":
+            return ()  # partitions, the tables below a view and those of an index are witnesses of their own
+        case "f":
+            return Refused("it is a foreign table: what was written elsewhere is not known", witness.label)
+        case _:
+            return Refused("it is no kind of relation that has rows", witness.label)

@@ -90,7 +90,7 @@ def make_shop(server: Server, dbname: str) -> None:
     """The schema, and the role that may use all of it and owns none of it."""
     app = sql.Identifier(APP)
     with server.connect(dbname) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (APP,)).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (APP,)).fetchone():
             connection.execute(
                 sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(app, sql.Literal(APP_PASSWORD))
             )
