@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import typer
 from sqlalchemy import Engine
 
 from sqlwall.cli.options import AsJson, ConfigFile, RulesetOption, Store, configuration
-from sqlwall.cli.output import reported, show, show_json
+from sqlwall.cli.output import reported, say, show, show_json
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.config import Config
 from sqlwall.rules.loader import load
@@ -35,12 +37,24 @@ def _store(config: Path | None, store: str | None) -> Iterator[tuple[Config, Eng
 
 
 def dsn(config: Config, name: str, password: str) -> str:
-    """What an agent is given, once."""
+    """What an agent is given, once. A wall that requires TLS says so in it."""
     database = config.upstream.dbname or "postgres"
+    mode = "?sslmode=require" if config.tls.require else ""
     return (
-        f"postgresql://{quote(name, safe='')}:{quote(password, safe='')}@{config.listen.host}:{config.listen.port}"
-        f"/{quote(database, safe='')}"
+        f"postgresql://{quote(name, safe='')}:{quote(password, safe='')}@{_reachable(config.listen.host)}"
+        f":{config.listen.port}/{quote(database, safe='')}{mode}"
     )
+
+
+def _reachable(host: str) -> str:
+    """The address as a client can use it: every address of this machine is none of them."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return quote(host, safe="")
+    if address.is_unspecified:
+        return quote(socket.gethostname(), safe="")
+    return f"[{host}]" if address.version == 6 else host
 
 
 @app.command()
@@ -48,7 +62,7 @@ def dsn(config: Config, name: str, password: str) -> str:
 def add(
     name: Name,
     ruleset: RulesetOption = None,
-    connections: Annotated[int | None, typer.Option(help="sessions it may have at once")] = None,
+    connections: Annotated[int | None, typer.Option(min=0, help="sessions it may have at once")] = None,
     note: Annotated[str, typer.Option(help="what it is for")] = "",
     config: ConfigFile = None,
     store: Store = None,
@@ -72,11 +86,14 @@ def rotate(name: Name, config: ConfigFile = None, store: Store = None, as_json: 
 
 @app.command()
 @reported
-def revoke(name: Name, config: ConfigFile = None, store: Store = None) -> None:
+def revoke(name: Name, config: ConfigFile = None, store: Store = None, as_json: AsJson = False) -> None:
     """End an agent's right to connect. Its open sessions are ended within seconds."""
     with _store(config, store) as (_, engine):
         agents.revoke(engine, name)
-    typer.echo(f"agent {name} is revoked")
+    if as_json:
+        show_json({"name": name, "state": "revoked"})
+    else:
+        say(f"agent {name} is revoked")
 
 
 @app.command("list")
@@ -106,4 +123,4 @@ def _show_dsn(config: Config, name: str, password: str, *, as_json: bool) -> Non
     if as_json:
         show_json({"name": name, "dsn": found})
     else:
-        typer.echo(found)
+        say(found)

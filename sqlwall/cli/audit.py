@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy import Engine
 
 from sqlwall.cli.options import AsJson, ConfigFile, Store, configuration
-from sqlwall.cli.output import Exit, fail, reported, show, show_json
+from sqlwall.cli.output import Exit, escaped_json, fail, printable, reported, say, show, show_json, to_json
 from sqlwall.store.chain import Head
 from sqlwall.store.database import open_store
 from sqlwall.store.verify import export, heads, tail, verify
 
 app = typer.Typer(no_args_is_help=True, help="Read, verify and export the record.")
 
+Record = Mapping[str, Any]
+
 #: Seconds between two looks of ``tail --follow``.
 FOLLOW_INTERVAL = 0.5
+#: Records of a first look, and the most that are read to catch up.
+FOLLOW_BATCH = 256
+FOLLOW_LIMIT = 256 * 4**5
 _COLUMNS = ("time", "kind", "agent", "action", "operation", "target", "rule", "statement", "event")
 
 
@@ -36,7 +41,7 @@ def _store(config: Path | None, store: str | None) -> Iterator[Engine]:
 @app.command("tail")
 @reported
 def tail_(
-    lines: Annotated[int, typer.Option("-n", "--lines", help="how many of the last records")] = 20,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="how many of the last records")] = 20,
     agent: Annotated[str | None, typer.Option(help="of this agent only")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on with new ones")] = False,
     config: ConfigFile = None,
@@ -45,19 +50,33 @@ def tail_(
 ) -> None:
     """Show the last records; with --follow each new one as it comes."""
     with _store(config, store) as engine:
-        records = list(tail(engine, lines, agent=agent))
-        show(records, _COLUMNS, as_json=as_json and not follow)
-        seen = {record["event"] for record in records}
-        while follow:
-            time.sleep(FOLLOW_INTERVAL)
-            for record in tail(engine, 200, agent=agent):
-                if record["event"] not in seen:
-                    seen.add(record["event"])
-                    show_json(record) if as_json else typer.echo(_line(record))
+        records = tail(engine, lines, agent=agent)
+        if not follow:
+            show(records, _COLUMNS, as_json=as_json)
+            return
+        for record in (*records, *_follow(engine, agent, records)):
+            typer.echo(to_json(record) if as_json else _line(record))
 
 
-def _line(record: dict[str, object]) -> str:
-    return "  ".join(str(record[column]) for column in _COLUMNS if record.get(column) is not None)
+def _follow(engine: Engine, agent: str | None, records: Sequence[Record]) -> Iterator[Record]:
+    """Each record that comes after these. Looks back as far as it must to meet what it has seen."""
+    seen = {record["event"] for record in (records or tail(engine, 1, agent=agent))}
+    while True:
+        time.sleep(FOLLOW_INTERVAL)
+        limit = FOLLOW_BATCH
+        found = tail(engine, limit, agent=agent)
+        while len(found) == limit and limit < FOLLOW_LIMIT and not any(r["event"] in seen for r in found):
+            limit *= 4
+            found = tail(engine, limit, agent=agent)
+        yield from (record for record in found if record["event"] not in seen)
+        if found:
+            seen = {record["event"] for record in found}
+
+
+def _line(record: Record) -> str:
+    return "  ".join(
+        printable(str(record[column]), is_line=True) for column in _COLUMNS if record.get(column) is not None
+    )
 
 
 @app.command("verify")
@@ -71,10 +90,7 @@ def verify_(
     as_json: AsJson = False,
 ) -> None:
     """Walk every chain. Status 1 if a record was altered, is missing, was moved, or the end was cut."""
-    try:
-        outside = [Head.parse(text) for text in head or ()]
-    except ValueError as error:
-        raise fail(f"--head: {error}") from None
+    outside = [_head(text) for text in head or ()]
     with _store(config, store) as engine:
         report = verify(engine, outside)
     if as_json:
@@ -82,19 +98,30 @@ def verify_(
                    "heads": [str(found) for found in report.heads]})  # fmt: skip
     else:
         for fault in report.faults:
-            typer.echo(str(fault))
-        typer.echo(f"{report.records} records, {len(report.faults)} faults")
+            say(str(fault))
+        say(f"{report.records} records, {len(report.faults)} faults")
     if report.faults:
         raise typer.Exit(int(Exit.FINDING))
 
 
+def _head(text: str) -> Head:
+    try:
+        return Head.parse(text)
+    except ValueError:
+        raise fail(f"--head {text}: write writer:sequence:hash, as `sqlwall audit heads` prints it") from None
+
+
 @app.command("export")
 @reported
-def export_(config: ConfigFile = None, store: Store = None) -> None:
+def export_(
+    config: ConfigFile = None,
+    store: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as it is without: lines of JSON")] = True,
+) -> None:
     """Print every record as a line of JSON, then the heads: what a later cut is measured against."""
     with _store(config, store) as engine:
         for line in export(engine):
-            typer.echo(line)
+            typer.echo(escaped_json(line))
 
 
 @app.command("heads")
@@ -107,4 +134,4 @@ def heads_(config: ConfigFile = None, store: Store = None, as_json: AsJson = Fal
         show_json(found)
     else:
         for text in found:
-            typer.echo(text)
+            say(text)

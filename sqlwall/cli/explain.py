@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sqlwall.cli.options import AsJson, ConfigFile, RulesetOption, Store, configuration
-from sqlwall.cli.output import Exit, reported, show_json
+from sqlwall.cli.output import Exit, reported, say, show_json
 from sqlwall.cli.rulesets import find_ruleset
+from sqlwall.config import Config
+from sqlwall.errors import ConfigError
 from sqlwall.proxy.catalog import CatalogCache, parse_search_path
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.rules.context import CatalogView, Context, StaticCatalog
 from sqlwall.rules.explain import Explanation, explain
 from sqlwall.rules.loader import load
 from sqlwall.rules.verdict import Action
+from sqlwall.sql.statement import Unparsable
 from sqlwall.store import agents
 from sqlwall.store.database import open_store
 
@@ -24,10 +28,12 @@ from sqlwall.store.database import open_store
 @reported
 def explain_(
     sql: Annotated[str, typer.Argument(help="the statement")],
-    agent: Annotated[str, typer.Option("--as", help="the agent who would send it")] = "agent",
+    agent: Annotated[str | None, typer.Option("--as", help="the agent who would send it")] = None,
     ruleset: RulesetOption = None,
     search_path: Annotated[str, typer.Option(help="the session's search_path")] = '"$user", public',
-    database: Annotated[str, typer.Option(help="the database to resolve names in")] = "",
+    database: Annotated[
+        str, typer.Option(help="the database to resolve names in: its name, or a DSN to ask there")
+    ] = "",
     offline: Annotated[bool, typer.Option("--offline", help="do not ask the server what names mean")] = False,
     config: ConfigFile = None,
     store: Store = None,
@@ -37,15 +43,20 @@ def explain_(
 
     Status 1 if it would be refused. With an upstream configured names are resolved by the server's catalog.
     """
-    found = configuration(config, {"store": store, "ruleset": ruleset})
-    name = ruleset or _ruleset_of(found.store.url, agent) or found.ruleset.path
+    flags: dict[str, object] = {"store": store, "ruleset": ruleset}
+    if "://" in database or "=" in database:
+        flags["upstream"], database = database, ""
+    found = configuration(config, flags)
+    name = ruleset or _ruleset_of(found, agent)
     path = parse_search_path(search_path)
     catalog: CatalogView = StaticCatalog(search_path=tuple(s for s in path if s != "$user"))
-    user = found.upstream.user or agent
+    who = agent or "agent"
+    user = found.upstream.user or who
+    target = database or found.upstream.dbname or "postgres"
     if found.upstream.host and not offline:
-        target = database or found.upstream.dbname or "postgres"
-        catalog = asyncio.run(_load_catalog(UpstreamSettings.of(found.upstream), target, path, user))
-    context = Context(agent, user, database or found.upstream.dbname or "postgres", catalog, path)
+        settings = UpstreamSettings.of(replace(found.upstream, dbname=target))
+        catalog = asyncio.run(_load_catalog(settings, target, path, user))
+    context = Context(who, user, target, catalog, path)
     explanation = explain(sql, context, load(*find_ruleset(name)))
     if as_json:
         show_json(_as_values(explanation, name))
@@ -55,17 +66,27 @@ def explain_(
         raise typer.Exit(int(Exit.FINDING))
 
 
-def _ruleset_of(url: str, agent: str) -> str | None:
-    """The agent's own ruleset, if the store is there and knows it."""
-    file = url.removeprefix("sqlite:///")
-    if file != url and not Path(file).exists():
-        return None
-    engine = open_store(url, read_only=True)
-    try:
-        known = agents.find(engine, agent)
-    finally:
-        engine.dispose()
-    return known.ruleset if known is not None else None
+def _ruleset_of(config: Config, agent: str | None) -> str:
+    """The agent's own ruleset, or the default one. Raises ConfigError for an agent that is not there.
+
+    Without --as, or with --ruleset beside it, nobody has to exist: what is asked for is the ruleset's answer.
+    """
+    if agent is None:
+        return config.ruleset.path
+    file = config.store.url.removeprefix("sqlite:///")
+    known = None
+    if file == config.store.url or Path(file).expanduser().exists():
+        engine = open_store(config.store.url, read_only=True)
+        try:
+            known = agents.find(engine, agent)
+        finally:
+            engine.dispose()
+    if known is None or not known.is_active:
+        state = "there is no agent" if known is None else "revoked is the agent"
+        raise ConfigError(
+            f"{state} {agent!r}; `sqlwall agent list` shows them, --ruleset explains without one"
+        )
+    return known.ruleset or config.ruleset.path
 
 
 async def _load_catalog(
@@ -90,7 +111,7 @@ def _as_values(explanation: Explanation, ruleset: str) -> dict[str, object]:
             "hint": verdict.hint,
             "snapshot": verdict.snapshot.name.lower(),
         },
-        "unparsable": explanation.unparsable.message if explanation.unparsable else None,
+        "unparsable": _unparsable(explanation.unparsable),
         "statements": [
             {
                 "tag": item.statement.tag,
@@ -119,26 +140,34 @@ def _as_values(explanation: Explanation, ruleset: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _unparsable(fault: Unparsable | None) -> dict[str, object] | None:
+    if fault is None:
+        return None
+    return {"sqlstate": fault.sqlstate, "message": fault.message, "position": fault.position}
+
+
 def _print(explanation: Explanation, ruleset: str) -> None:
     verdict = explanation.verdict
-    typer.echo(f"{verdict.action.name} by {verdict.rule} (ruleset {ruleset})")
+    say(f"{verdict.action.name} by {verdict.rule} (ruleset {ruleset})")
     if verdict.reason:
-        typer.echo(f"  because {verdict.reason}")
+        say(f"  because {verdict.reason}")
     if verdict.hint:
-        typer.echo(f"  hint: {verdict.hint}")
+        say(f"  hint: {verdict.hint}")
     if explanation.unparsable is not None:
-        typer.echo(f"  not parsed: {explanation.unparsable.message}")
+        fault = explanation.unparsable
+        place = f", at character {fault.position}" if fault.position else ""
+        say(f"  not parsed ({fault.sqlstate}){place}")
     for item in explanation.statements:
-        typer.echo(f"\n{item.statement.tag}")
+        say(f"\n{item.statement.tag}")
         if item.builtin is not None:
-            typer.echo(f"  refused before any rule: {item.builtin[1]} [{item.builtin[0]}]")
+            say(f"  refused before any rule: {item.builtin[1]} [{item.builtin[0]}]")
         for effect in item.effects:
             target = f" {effect.act.target}" if effect.act.target else ""
-            typer.echo(f"  {effect.act.operation.value}{target} ({effect.act.effect.bounded.value})")
+            say(f"  {effect.act.operation.value}{target} ({effect.act.effect.bounded.value})")
             if effect.builtin is not None:
-                typer.echo(f"    refused before any rule: {effect.builtin[1]} [{effect.builtin[0]}]")
+                say(f"    refused before any rule: {effect.builtin[1]} [{effect.builtin[0]}]")
             for rule in effect.rules:
                 mark = "matches" if rule.matched else "no"
-                typer.echo(
+                say(
                     f"    {rule.rule} ({rule.action.name.lower()}): {mark}{f', {rule.why}' if rule.why else ''}"
                 )

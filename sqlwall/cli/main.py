@@ -11,7 +11,12 @@ from sqlwall.cli.doctor import doctor
 from sqlwall.cli.explain import explain_
 from sqlwall.cli.serve import serve
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="A statement firewall for PostgreSQL.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="A statement firewall for PostgreSQL.",
+    pretty_exceptions_enable=False,  # they show local variables, a password among them
+)
 app.command()(demo)
 app.command()(serve)
 app.add_typer(agent.app, name="agent")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import typer
 
 from sqlwall.cli.options import AsJson
-from sqlwall.cli.output import Exit, reported, show_json, show_table
+from sqlwall.cli.output import Exit, reported, say, show_json, show_table
 from sqlwall.cli.rulesets import find_ruleset, shipped_names
+from sqlwall.errors import ConfigError, Problem
 from sqlwall.rules.cases import run_cases
 from sqlwall.rules.lint import lint
 from sqlwall.rules.loader import load, schema
@@ -23,26 +25,40 @@ Names = Annotated[
 @app.command()
 @reported
 def check(names: Names = None, as_json: AsJson = False) -> None:
-    """Read rulesets and say what is odd about them. Status 1 if anything is."""
-    findings = [
-        {
+    """Read rulesets and say what is odd about them. Status 1 if anything is, 2 if one cannot be used at all."""
+    findings: list[dict[str, object]] = []
+    is_usable = True
+    for name in names or shipped_names():
+        try:
+            findings.extend(_look(name))
+        except ConfigError as error:
+            is_usable = False
+            findings.extend(_complain(name, problem) for problem in error.problems)
+    if as_json:
+        show_json(findings)
+    else:
+        for finding in findings:
+            say(str(finding["message"]), err=finding["concern"] == "error")
+        say(f"{len(findings)} findings" if findings else "nothing odd")
+    if findings:
+        raise typer.Exit(int(Exit.FINDING if is_usable else Exit.USAGE))
+
+
+def _look(name: str) -> Iterator[dict[str, object]]:
+    for finding in lint(load(*find_ruleset(name))):
+        yield {
             "ruleset": name,
             "concern": finding.concern.value,
             "rule": finding.rule,
             "line": finding.line,
             "message": str(finding),
         }
-        for name in names or shipped_names()
-        for finding in lint(load(*find_ruleset(name)))
-    ]  # fmt: skip
-    if as_json:
-        show_json(findings)
-    else:
-        for finding in findings:
-            typer.echo(finding["message"])
-        typer.echo(f"{len(findings)} findings" if findings else "nothing odd")
-    if findings:
-        raise typer.Exit(int(Exit.FINDING))
+
+
+def _complain(name: str, problem: Problem) -> dict[str, object]:
+    return {
+        "ruleset": name, "concern": "error", "rule": "", "line": problem.line, "message": str(problem),
+    }  # fmt: skip
 
 
 @app.command()
@@ -67,10 +83,15 @@ def test(names: Names = None, as_json: AsJson = False) -> None:
     else:
         if failed:
             columns = ("ruleset", "line", "sql", "failures")
-            show_table(columns, [[row[column] for column in columns] for row in failed])
-        typer.echo(f"{len(rows) - len(failed)} of {len(rows)} cases pass")
+            show_table(columns, [_cells(row, columns) for row in failed])
+        say(f"{len(rows) - len(failed)} of {len(rows)} cases pass")
     if failed:
         raise typer.Exit(int(Exit.FINDING))
+
+
+def _cells(row: Mapping[str, object], columns: tuple[str, ...]) -> list[object]:
+    cells = [row[column] for column in columns]
+    return ["; ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells]
 
 
 @app.command("schema")

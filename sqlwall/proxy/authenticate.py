@@ -20,7 +20,7 @@ from sqlwall.errors import AuthenticationError, ConfigError, Problem, ProtocolEr
 from sqlwall.proxy import tls
 from sqlwall.proxy.pipe import Pipe
 from sqlwall.proxy.scram import NONCE_LENGTH, ScramServer
-from sqlwall.proxy.startup import LoginRefusedError, startup_parameters
+from sqlwall.proxy.startup import LoginRefusedError, observed_parameters, startup_parameters
 from sqlwall.session.refusal import Refusal, ending
 from sqlwall.store.scram import Verifier
 from sqlwall.wire import authentication as auth
@@ -66,6 +66,7 @@ class AgentCredentials:
     name: str
     verifier: Verifier
     connection_limit: int | None = None
+    is_observed: bool = False  # its ruleset forwards everything: startup parameters are not judged
 
 
 #: The credentials of an active agent, None for any other name. Raises StoreError.
@@ -220,9 +221,10 @@ async def _log_in(
                 severity="FATAL",
             )
         )
-    parameters = startup_parameters(startup)
-    user = parameters["user"]
-    agent = await find_agent(user)
+    user = observed_parameters(startup).get("user", "")
+    agent = await find_agent(user) if user else None
+    is_observed = agent is not None and agent.is_observed
+    parameters = observed_parameters(startup) if is_observed else startup_parameters(startup)
     if not _has_right_certificate(pipe, settings, user):
         agent = None  # the exchange goes on and fails at its end, as for a wrong password
     try:

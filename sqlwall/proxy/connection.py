@@ -325,9 +325,10 @@ class Connection:
         ledger = self.session.ledger
         if self.deadline and now >= self.deadline:
             self.deadline = 0.0
-            head = ledger.queue[0] if ledger.queue else None
-            if head is not None and head.forward and head.kind in (Kind.EXECUTE, Kind.QUERY) and not head.cut:
-                ledger.cut(head, "it took longer than the ruleset allows")
+            # The server keeps the replies to a pipeline back: what runs is at the earliest the first Execute in it.
+            runs = next((e for e in ledger.queue if e.forward and e.kind in (Kind.EXECUTE, Kind.QUERY)), None)
+            if runs is not None and not runs.cut:
+                ledger.cut(runs, "it took longer than the ruleset allows")
             self._stop_statement()
         elif (
             idle_in_transaction

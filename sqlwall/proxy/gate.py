@@ -131,7 +131,7 @@ def _permission(
                 return witness.Decision(False, f"{verdict.reason} [{verdict.rule}]")
             if verdict.snapshot is not SnapshotPolicy.NONE:
                 return witness.Decision(False, f"no snapshot covers it [{verdict.rule}]")
-        return witness.Decision(True, "")
+        return witness.Decision(bool(contexts), "nobody was there to ask for")
 
     return permitted
 

@@ -33,10 +33,15 @@ logger = logging.getLogger(__name__)
 _QUERY, _SYNC, _FLUSH, _FUNCTION_CALL = ord("Q"), ord("S"), ord("H"), ord("F")
 _IDLE = ord("I")
 _IDLE_NOW = ready_for_query(TransactionStatus.IDLE)
+_FAILED_NOW = ready_for_query(TransactionStatus.FAILED)
 
 _READ_WRITE = b"SET TRANSACTION READ WRITE"
 _BEGIN = b"BEGIN READ WRITE"
 _COMMIT = b"COMMIT"
+
+
+#: A client may send cancels as fast as it likes; each can hit one attempt.
+ROLLBACK_ATTEMPTS = 20
 
 
 class Line(Protocol):
@@ -70,7 +75,12 @@ class Lane:
         self._session = line.session
         self._ledger = line.session.ledger
         self._baseline: Witnesses | None = None
-        self._has_baseline = False
+        self._baseline_of = -1  # the number of the transaction in which it was read
+
+    @property
+    def _has_baseline(self) -> bool:
+        """Whether the baseline was read in the transaction that is open now."""
+        return self._baseline_of == self._session.transactions
 
     async def run(self, segment: Segment) -> None:
         """Drive one segment to its end. Only ConnectionError leaves: the connection is over."""
@@ -89,8 +99,6 @@ class Lane:
             logger.error("segment refused, closed: %s", error)
             self._line.recorder.count_closed()
             refuse_whole(segment, words.internal_failure(event))
-        if not self._session.is_writable:
-            self._has_baseline = False
         self._session.start(segment)
         if len(segment.frames) == 1 and segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL):
             await self._run_query(segment.steps[0], event)
@@ -130,13 +138,15 @@ class Lane:
         elif step.act == Act.COMMIT:
             await self._commit_query(step, event)
         else:
-            if step.act == Act.RECORD:
-                await self._note_baseline()
+            error = await self._note_baseline() if step.act == Act.RECORD else None
+            if error is not None:
+                self._line.send_client(error.raw + _FAILED_NOW)
+                return
             expectation = self._forward(step)
             if step.act == Act.BEGIN:
                 # One ReadyForQuery for both, with the status that the block really has.
                 expectation.holds_ready = True
-                self._has_baseline = False
+                self._baseline_of = -1
                 self._line.send_server(self._splice() + frontend.sync())
                 self._expect_sync()
             await self._line.settled()
@@ -151,22 +161,18 @@ class Lane:
 
     async def _write_query(self, step: Step, event: str) -> None:
         """A permitted write outside a block: the client's Query verbatim, inside a transaction of ours."""
-        opened = await self._ask(_BEGIN)
-        if opened.error is None:
-            await self._note_baseline()
+        refused = await self._begin_ours()
+        if not refused:
             self._ledger.start_batch()
             self._ledger.hold_from(len(step.statements))
             self._forward(step).holds_ready = True
             await self._line.settled()
-        error = opened.error or self._ledger.error
-        if error is None:
-            error_bytes = await self._pass_gate(event, _COMMIT)
-        else:
-            error_bytes = error.raw if opened.error is not None else b""
-            if self._ledger.status != _IDLE:
-                await self._ask(b"ROLLBACK")
+            if self._ledger.error is None:
+                refused = await self._pass_gate(event, _COMMIT)
+            elif self._ledger.status != _IDLE:
+                await self._roll_back()
         held = self._ledger.take_held()
-        owed = error_bytes if error is not None or error_bytes else b"".join(held)
+        owed = refused if refused or self._ledger.error is not None else b"".join(held)
         self._line.send_client(owed + _IDLE_NOW)
         self._session.end_transaction()
 
@@ -178,7 +184,7 @@ class Lane:
             return
         self._forward(step)
         await self._line.settled()
-        self._has_baseline = False
+        self._baseline_of = -1
 
     # -- a pipeline of the extended protocol
 
@@ -201,7 +207,7 @@ class Lane:
             self._session.expect_step(step)
             pending.append(step.frame.raw)
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
-                self._has_baseline = False
+                self._baseline_of = -1
                 pending.append(self._splice())
         if is_write or segment.is_ours:
             await self._finish_ours(segment, pending, event)
@@ -213,7 +219,10 @@ class Lane:
         if step.act == Act.RECORD and not self._has_baseline:
             if not await self._pause(pending):
                 return False
-            await self._note_baseline()
+            error = await self._note_baseline()
+            if error is not None:
+                self._fail_pipeline(error.raw)
+                return False
         elif step.act == Act.COMMIT:
             if not await self._pause(pending):
                 return False
@@ -232,12 +241,16 @@ class Lane:
         """The gate before an Execute of COMMIT. An error is given to the client, and the rest to Sync is skipped."""
         error = await self._pass_gate(event, None)
         if not error:
-            self._has_baseline = False
+            self._baseline_of = -1
             return not self._ledger.skipping
-        self._line.send_client(error)
+        self._fail_pipeline(error)
         self._session.end_transaction()
-        self._ledger.skipping = True
         return False
+
+    def _fail_pipeline(self, error: bytes) -> None:
+        """An error in the client's pipeline that the server knows nothing of: the rest to Sync is skipped."""
+        self._line.send_client(error)
+        self._ledger.skipping = True
 
     async def _finish(self, segment: Segment, pending: list[bytes]) -> None:
         """The end of the segment: the client's Sync, or its Flush, or what stands for it."""
@@ -260,14 +273,22 @@ class Lane:
 
     async def _open_for_write(self, segment: Segment) -> bool:
         """Open our transaction before the client's first message; False if the server would not."""
-        opened = await self._ask(_BEGIN)
-        if opened.error is not None:
-            self._line.send_client(opened.error.raw)
+        error = await self._begin_ours()
+        if error:
+            self._fail_pipeline(error)
             await self._finish(segment, [])
             return False
-        await self._note_baseline()
         self._ledger.start_batch()
         return True
+
+    async def _begin_ours(self) -> bytes:
+        """Open a read-write transaction of ours and read the counters; the error if the server would not."""
+        error = (await self._ask(_BEGIN)).error or await self._note_baseline()
+        if error is None:
+            return b""
+        if self._ledger.status != _IDLE:
+            await self._roll_back()
+        return error.raw
 
     async def _finish_ours(self, segment: Segment, pending: list[bytes], event: str) -> None:
         """At the client's Sync gate and commit our transaction, or roll it back; without one it stays open.
@@ -290,7 +311,7 @@ class Lane:
         error = b""
         if self._ledger.skipping:
             await self._swallowed_sync()
-            await self._ask(b"ROLLBACK")
+            await self._roll_back()
         else:
             error = await self._pass_gate(event, _COMMIT)
         self._session.end_transaction()
@@ -337,17 +358,28 @@ class Lane:
             self._line.recorder.count_closed()
             error = words.rolled_back(event).to_bytes()
         if self._ledger.status != _IDLE:
-            await self._ask(b"ROLLBACK")
-        self._has_baseline = False
+            await self._roll_back()
+        self._baseline_of = -1
         return error
 
-    async def _note_baseline(self) -> None:
-        """Read the counters before the block's first write. An error here leaves a failed transaction to the client."""
+    async def _roll_back(self) -> None:
+        """Roll back, whatever cancels reach the server meanwhile. Raises SqlwallError if it stays impossible."""
+        for _ in range(ROLLBACK_ATTEMPTS):
+            await self._ask(b"ROLLBACK")
+            if self._ledger.status == _IDLE:
+                return
+        raise SqlwallError("a transaction could not be rolled back")
+
+    async def _note_baseline(self) -> Frame | None:
+        """Read the counters before the block's first write. An error, such as a cancel, is the client's answer."""
         if self._has_baseline:
-            return
+            return None
         found = await gate.read_baseline(self._ask)
-        self._baseline = found if isinstance(found, Witnesses) else None
-        self._has_baseline = not isinstance(found, Frame)
+        if isinstance(found, Frame):
+            return found
+        self._baseline = found
+        self._baseline_of = self._session.transactions
+        return None
 
     async def _ask(self, sql: bytes) -> Answer:
         """Run one statement of ours, on an idle line or inside an explicit transaction, where a Sync is harmless."""

@@ -152,8 +152,8 @@ async def _log_in(worker: Worker, accepted: Accepted, ruleset: Ruleset) -> Upstr
     parameters.pop("user", None)
     if ruleset.mode is Mode.ENFORCE:
         parameters["default_transaction_read_only"] = "on"
-        parameters["client_encoding"] = "UTF8"
-    return await connect_upstream(worker.upstream_settings, parameters)
+    is_pinned = ruleset.mode is Mode.ENFORCE
+    return await connect_upstream(worker.upstream_settings, parameters, is_pinned=is_pinned)
 
 
 async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset: Ruleset) -> None:
@@ -164,7 +164,7 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
     database = worker.upstream_settings.dbname or accepted.parameters["database"]
     labels = SessionLabels(accepted.agent.name, new_ulid(), peer_of(accepted.pipe), database)
     recorder = Recorder(worker.audit, worker.counters, labels, worker.config.audit.statement_bytes)
-    key = new_cancel_key(accepted.protocol)
+    key = new_cancel_key(accepted.protocol, upstream.process_id)
     identity = Identity(
         accepted.agent.name,
         user,
@@ -261,10 +261,10 @@ def _greeting(parameters: Mapping[bytes, bytes], key: CancelKey, *, is_enforced:
     return b"".join(parts)
 
 
-def new_cancel_key(protocol: tuple[int, int]) -> CancelKey:
-    """A key for a client of this protocol version: 4 bytes for 3.0, 32 for 3.2."""
+def new_cancel_key(protocol: tuple[int, int], process_id: int) -> CancelKey:
+    """A secret of our own, 4 bytes for protocol 3.0, 32 for 3.2; the process id is the server's."""
     size = 32 if protocol >= (3, 2) else 4
-    return CancelKey(secrets.randbits(31) or 1, secrets.token_bytes(size))
+    return CancelKey(process_id, secrets.token_bytes(size))
 
 
 def peer_of(pipe: Pipe) -> str:

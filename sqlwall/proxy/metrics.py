@@ -1,11 +1,13 @@
 """What a worker counts: plain integers on the hot path, rendered by the supervisor for Prometheus.
 
 Labels are bounded: agents are those that logged in, rules those of the rulesets, and beyond `LABELS_LIMIT` different
-values of one metric everything further is counted as ``other``.
+label sets of one metric everything further is counted as ``other``. What others count already is read when it is asked
+for (`Counters.watch`), and is not shown where nobody counts it: a zero would say that it never happened.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -15,7 +17,10 @@ from prometheus_client.registry import Collector
 
 from sqlwall import __version__
 
-LABELS_LIMIT: Final = 500
+LABELS_LIMIT: Final = 200
+#: Characters of one label value.
+LABEL_LENGTH: Final = 100
+OTHER: Final = "other"
 #: Upper bounds of durations in seconds: from a cache hit to a sandboxed parse.
 BUCKETS: Final = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 1.0)
 
@@ -40,22 +45,38 @@ class Histogram:
 class Counters:
     """Everything one worker counts."""
 
+    __slots__ = (
+        "_watched", "auth_failures", "bytes_from_client", "bytes_from_server", "bytes_to_client", "bytes_to_server",
+        "cancels", "connections", "endings", "gates", "judging", "limits", "logins", "parsing", "refusals",
+        "reloaded_at", "reloads", "sessions", "statements", "upstream_failures",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.bytes_from_client = 0
+        self.bytes_to_client = 0
         self.bytes_from_server = 0
+        self.bytes_to_server = 0
         self.connections = 0
         self.auth_failures = 0
         self.upstream_failures = 0
         self.cancels = 0
+        self.reloaded_at = 0.0
         self.statements: dict[Labels, int] = {}
         self.refusals: dict[Labels, int] = {}
         self.gates: dict[Labels, int] = {}
         self.limits: dict[Labels, int] = {}
         self.endings: dict[Labels, int] = {}
         self.sessions: dict[Labels, int] = {}
+        self.logins: dict[Labels, int] = {}
         self.reloads: dict[Labels, int] = {}
         self.parsing = Histogram()
         self.judging = Histogram()
+        self._watched: dict[str, Callable[[], int]] = {}
+
+    def watch(self, name: str, read: Callable[[], int]) -> None:
+        """Take a number that somebody else counts; `name` is a key of `WATCHED`."""
+        assert name in WATCHED, name
+        self._watched[name] = read
 
     def statement(self, agent: str, operation: str, action: str) -> None:
         """A statement was judged."""
@@ -80,10 +101,14 @@ class Counters:
     def session_started(self, agent: str) -> None:
         """An agent's session runs."""
         _add(self.sessions, (agent,))
+        _add(self.logins, (agent,))
 
     def session_closed(self, agent: str) -> None:
         """It has ended."""
-        self.sessions[agent,] = self.sessions.get((agent,), 1) - 1
+        labels = _clean((agent,))
+        # Labels are never forgotten, so a session leaves under the name under which it came.
+        labels = labels if labels in self.sessions else (OTHER,)
+        self.sessions[labels] = max(0, self.sessions.get(labels, 0) - 1)
 
     def session_ended(self, reason: str) -> None:
         """Why a session ended."""
@@ -104,6 +129,8 @@ class Counters:
     def reload(self, outcome: str) -> None:
         """Configuration and rulesets were read anew: success or failure."""
         _add(self.reloads, (outcome,))
+        if outcome == "success":
+            self.reloaded_at = time.time()
 
     def snapshot(self) -> dict[str, Any]:
         """All of it as plain values, to be sent to the supervisor."""
@@ -113,13 +140,17 @@ class Counters:
         for name in _TIMED:
             histogram: Histogram = getattr(self, name)
             found[name] = [*histogram.counts, histogram.total]
+        found["reloaded_at"] = self.reloaded_at
+        found["watched"] = {name: read() for name, read in self._watched.items()}
         return found
 
 
 #: Attribute → name and meaning of the metric.
 _PLAIN: Final[Mapping[str, tuple[str, str]]] = {
     "bytes_from_client": ("sqlwall_client_received_bytes", "Bytes received from agents."),
+    "bytes_to_client": ("sqlwall_client_sent_bytes", "Bytes sent to agents."),
     "bytes_from_server": ("sqlwall_server_received_bytes", "Bytes received from PostgreSQL."),
+    "bytes_to_server": ("sqlwall_server_sent_bytes", "Bytes sent to PostgreSQL."),
     "connections": ("sqlwall_connections", "Connections accepted, logged in or not."),
     "auth_failures": ("sqlwall_auth_failures", "Logins refused."),
     "upstream_failures": ("sqlwall_upstream_failures", "Sessions that PostgreSQL did not give."),
@@ -132,28 +163,54 @@ _LABELLED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
     "limits": ("sqlwall_limits_hit", "Statements that a limit ended.", ("rule",)),
     "endings": ("sqlwall_sessions_ended", "Why sessions ended.", ("reason",)),
     "sessions": ("sqlwall_sessions", "Open sessions.", ("agent",)),
+    "logins": ("sqlwall_sessions_started", "Sessions that began.", ("agent",)),
     "reloads": ("sqlwall_reloads", "Reloads of configuration and rulesets.", ("outcome",)),
 }
-
 
 _TIMED: Final[Mapping[str, tuple[str, str]]] = {
     "parsing": ("sqlwall_parse_seconds", "Time to parse and analyze a text that no cache knew."),
     "judging": ("sqlwall_judge_seconds", "Time to judge a statement whose verdict no cache knew."),
 }
+#: What is counted elsewhere and only read: name and meaning of the metric.
+WATCHED: Final[Mapping[str, tuple[str, str]]] = {
+    "cache_hits": ("sqlwall_facts_cache_hits", "Texts whose facts were known."),
+    "cache_misses": ("sqlwall_facts_cache_misses", "Texts that had to be parsed."),
+    "sandbox_deaths": ("sqlwall_parser_deaths", "Times that the parser process died over a text."),
+    "sandbox_timeouts": ("sqlwall_parser_timeouts", "Times that the parser process took too long and was killed."),
+}  # fmt: skip
+#: Counted only where the shell counts them.
+_SILENT_AT_ZERO: Final = frozenset({"bytes_to_client", "bytes_to_server"})
+_GAUGES: Final[Mapping[str, str]] = {
+    "sqlwall_audit_lag_seconds": "How long the oldest record has waited to become durable.",
+    "sqlwall_audit_waiting_records": "Records that wait to become durable.",
+    "sqlwall_audit_failed_writes": "Writes to the store that failed, in the workers that run.",
+    "sqlwall_workers": "Worker processes that run.",
+    "sqlwall_worker_restarts": "Workers that had to be started again.",
+    "sqlwall_last_reload_successful": "1 if the last reload was taken over, 0 if it was refused.",
+    "sqlwall_ready": "1 if the wall serves, 0 if /readyz says why not.",
+}
 
 
-def _add(counts: dict[Labels, int], labels: Labels) -> None:
+def _add(counts: dict[Labels, int], labels: Labels, count: int = 1) -> None:
     known = counts.get(labels)
-    if known is None and len(counts) >= LABELS_LIMIT:
-        labels = ("other",) * len(labels)
-        known = counts.get(labels)
-    counts[labels] = (known or 0) + 1
+    if known is None:
+        labels = _clean(labels)
+        if labels not in counts and len(counts) >= LABELS_LIMIT:
+            labels = (OTHER,) * len(labels)
+        known = counts.get(labels, 0)
+    counts[labels] = known + count
+
+
+def _clean(labels: Labels) -> Labels:
+    """Labels that can be rendered: a lone surrogate in one would make the whole page fail."""
+    return tuple([label[:LABEL_LENGTH].encode("utf-8", "replace").decode() for label in labels])
 
 
 def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The sum of several workers' snapshots, and of those that have ended."""
     merged: dict[str, Any] = Counters().snapshot()
     labelled: dict[str, dict[Labels, int]] = {name: {} for name in _LABELLED}
+    watched: dict[str, int] = merged["watched"]
     for snapshot in snapshots:
         for name in _PLAIN:
             merged[name] += snapshot[name]
@@ -161,7 +218,10 @@ def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             merged[name] = [a + b for a, b in zip(merged[name], snapshot[name], strict=True)]
         for name, counts in labelled.items():
             for *labels, count in snapshot[name]:
-                counts[tuple(labels)] = counts.get(tuple(labels), 0) + count
+                _add(counts, tuple(labels), count)
+        for name, count in snapshot["watched"].items():
+            watched[name] = watched.get(name, 0) + count
+        merged["reloaded_at"] = max(merged["reloaded_at"], snapshot["reloaded_at"])
     for name, counts in labelled.items():
         merged[name] = [[*labels, count] for labels, count in counts.items()]
     return merged
@@ -180,7 +240,11 @@ class WallCollector(Collector):
         info.add_metric((__version__,), 1)
         yield info
         for key, (name, meaning) in _PLAIN.items():
-            yield CounterMetricFamily(name, meaning, value=counters[key])
+            if counters[key] or key not in _SILENT_AT_ZERO:
+                yield CounterMetricFamily(name, meaning, value=counters[key])
+        for key, value in counters["watched"].items():
+            name, meaning = WATCHED[key]
+            yield CounterMetricFamily(name, meaning, value=value)
         for key, (name, meaning, labels) in _LABELLED.items():
             family: Any = (GaugeMetricFamily if key == "sessions" else CounterMetricFamily)(
                 name, meaning, labels=labels
@@ -190,8 +254,12 @@ class WallCollector(Collector):
             yield family
         for key, (name, meaning) in _TIMED.items():
             yield _histogram(name, meaning, counters[key])
+        if counters["reloaded_at"]:
+            meaning = "When configuration and rulesets were last read anew, in Unix time."
+            yield GaugeMetricFamily("sqlwall_last_reload_timestamp_seconds", meaning, counters["reloaded_at"])
         for name, value in gauges.items():
-            yield GaugeMetricFamily(name, name.removeprefix("sqlwall_").replace("_", " "), value=value)
+            meaning = _GAUGES.get(name, name.removeprefix("sqlwall_").replace("_", " "))
+            yield GaugeMetricFamily(name, meaning, value=value)
 
 
 def _histogram(name: str, meaning: str, values: list[float]) -> Metric:

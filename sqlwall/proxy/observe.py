@@ -127,6 +127,9 @@ class Relay:
     def expire(self, now: float, idle_in_transaction: float) -> None:
         """Nothing is limited here; the reads that have gathered go on the record."""
         self._recorder.flush()
+        if self._ruleset().mode is Mode.ENFORCE:
+            message = "sqlwall ends the session: its ruleset is enforced now"
+            self.end(words.ending(sqlstate.ADMIN_SHUTDOWN, message), "enforced")
 
     def drain(self) -> None:
         """End at once: where the transaction stands is not known."""

@@ -56,6 +56,19 @@ def startup_parameters(startup: StartupMessage) -> dict[str, str]:
     return accepted
 
 
+def observed_parameters(startup: StartupMessage) -> dict[str, str]:
+    """The parameters as they came, for a session that is only observed. Replication is not served all the same."""
+    given: dict[str, str] = {}
+    for raw_name, raw_value in startup.parameters:
+        name = _decode(raw_name, raw_name)
+        if name == "replication":
+            _accept(name, _decode(raw_value, raw_name), {})
+        elif not name.startswith(_PROTOCOL_OPTION):
+            given[name] = _decode(raw_value, raw_name)
+    given["database"] = given.get("database") or given.get("user", "")
+    return given
+
+
 def _accept(name: str, value: str, accepted: dict[str, str]) -> None:
     if name in ("user", "database"):
         accepted[name] = value

@@ -139,18 +139,24 @@ class Upstream:
         return self.server_version // 10_000
 
 
-async def connect_upstream(settings: UpstreamSettings, parameters: Mapping[str, str]) -> Upstream:
+async def connect_upstream(
+    settings: UpstreamSettings, parameters: Mapping[str, str], *, is_pinned: bool = True
+) -> Upstream:
     """Open a session with these startup parameters; `user` is ours, and `database` too where one is configured.
+
+    `is_pinned` adds `PINNED` and insists on it.
 
     Raises UpstreamError; LoginError if the server said why.
     """
-    packet = startup_message(_startup_pairs(settings, parameters))
+    pinned = dict(PINNED) if is_pinned else {}
+    packet = startup_message(_startup_pairs(settings, parameters, pinned))
     failure = UpstreamError(f"cannot connect to the server at {settings.address}")
     try:
         async with asyncio.timeout(settings.timeout or None):
             for encrypted in _attempts(settings):
                 try:
-                    return await _open_session(settings, packet, encrypted)
+                    upstream = await _open_session(settings, packet, encrypted)
+                    return _insist(upstream, pinned)
                 except _WorthAnother as other:
                     failure = other.failure
     except TimeoutError:
@@ -246,11 +252,13 @@ def _attempts(settings: UpstreamSettings) -> tuple[bool, ...]:
     return (True,)
 
 
-def _startup_pairs(settings: UpstreamSettings, parameters: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def _startup_pairs(
+    settings: UpstreamSettings, parameters: Mapping[str, str], pinned: Mapping[str, str]
+) -> list[tuple[bytes, bytes]]:
     database = settings.dbname or parameters.get("database") or settings.user
     given = {"user": settings.user, "database": database}
     given |= {name: value for name, value in parameters.items() if name not in ("user", "database")}
-    given |= dict(PINNED)
+    given |= pinned
     return [(name.encode(), value.encode()) for name, value in given.items()]
 
 
@@ -361,11 +369,16 @@ def _secrets(settings: UpstreamSettings, pipe: Pipe) -> Secrets:
     return Secrets(settings.user, settings.password, binding, settings.channel_binding, settings.require_auth)
 
 
+def _insist(upstream: Upstream, pinned: Mapping[str, str]) -> Upstream:
+    for name, value in pinned.items():
+        if upstream.parameter_status.get(name.encode()) != value.encode():
+            upstream.pipe.abort()
+            raise UpstreamError(f"the server did not take {name}={value}", sqlstate.PROTOCOL_VIOLATION)
+    return upstream
+
+
 def _upstream(pipe: Pipe, greeting: Greeting) -> Upstream:
     status = greeting.parameter_status
-    for name, value in PINNED:
-        if status.get(name.encode()) != value.encode():
-            raise UpstreamError(f"the server did not take {name}={value}", sqlstate.PROTOCOL_VIOLATION)
     return Upstream(
         pipe,
         status,

@@ -180,7 +180,8 @@ class Worker:
         if ruleset not in self._rulesets:
             self._rulesets[ruleset] = await asyncio.to_thread(self._load, ruleset)
         self._agent_rulesets[name] = ruleset
-        return AgentCredentials(name, found.scram(), found.connection_limit)
+        is_observed = self._rulesets[ruleset].mode is not Mode.ENFORCE
+        return AgentCredentials(name, found.scram(), found.connection_limit, is_observed)
 
     def ruleset_of(self, agent: str) -> Ruleset:
         """The ruleset that binds the agent now."""

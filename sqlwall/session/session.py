@@ -44,6 +44,9 @@ class Session:
         self.has_held_cursor = False  # a WITH HOLD cursor was declared in the open transaction
         self.has_written = False  # a permitted write ran in the open transaction
         self.has_rolled_back = False  # and a ROLLBACK TO may have undone it
+        self.transactions = (
+            0  # how many have ended: what was read in an earlier one says nothing of a later one
+        )
         self.waiting: deque[Frame] = deque()
         self.held_bytes = 0
         self.is_terminated = False
@@ -282,6 +285,7 @@ class Session:
 
     def end_transaction(self) -> None:
         """No transaction block is open any more."""
+        self.transactions += 1
         self._flushed = None
         self.is_writable = False
         self._keeps_portals = self._keeps_portals or self.has_held_cursor

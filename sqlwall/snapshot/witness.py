@@ -164,19 +164,22 @@ def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
     return Witnesses(relations, totals.get("gone", 0), totals.get("rows", 0), len(totals) == 2)
 
 
-def decide(baseline: Witnesses | None, now: Witnesses, permitted: Permitted) -> Accepted | Refused:
+def decide(
+    baseline: Witnesses | None, now: Witnesses, permitted: Permitted, *, rolled_back: bool = False
+) -> Accepted | Refused:
     """Whether a transaction that has an id may commit, where no row is covered by a snapshot.
 
     Without a baseline the counters may be those of earlier transactions of the session, and count all the same. A table
     that is locked for writing, where no row is counted, may have been written by code that switched the counters off:
     then all that rows can suffer must be permitted. An id with no witness is refused, but for row locks: these assign
-    one and change nothing; what else could hide behind them changes a catalog, and is counted there.
+    one and change nothing; what else could hide behind them changes a catalog, and is counted there. `rolled_back` says
+    that a permitted write was undone by ROLLBACK TO: its locks are gone, the id it took is not.
     """
     if not now.is_complete:
         return Refused("the server did not say what was written")
     if now.gone:
         return Refused("a table was created or dropped behind the statement")
-    is_witnessed = now.row_locks > 0
+    is_witnessed = now.row_locks > 0 or rolled_back
     for oid, witness in now.relations.items():
         before = baseline.relations.get(oid) if baseline is not None else None
         written = _operations(witness, _delta(before, witness))

@@ -8,7 +8,7 @@ from psycopg import pq
 
 from sqlwall.wire import frontend
 from tests.e2e.wall import WAIVED, OpenWall, RunningWall, waiving
-from tests.e2e.wire import SYNC, RawClient, codes, errors, rows, run, states, status, tags
+from tests.e2e.wire import FLUSH, SYNC, RawClient, codes, errors, rows, run, states, status, tags
 
 IDLE, IN_BLOCK, FAILED = pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
 
@@ -168,6 +168,37 @@ def test_every_write_is_on_the_record_before_it_runs(writing_wall: RunningWall) 
         ("statement", "COMMIT"),
         ("outcome", "COMMIT"),
     ]
+
+
+def test_a_write_and_a_query_without_sync_are_refused_together(writing_wall: RunningWall) -> None:
+    with RawClient(writing_wall.dsn()) as client:
+        client.send(run("INSERT INTO orders VALUES (1000, 1, 'x')"), frontend.query(b"SELECT 1"))
+        found = client.until("E")
+        assert codes(found) == "12E"
+        assert errors(found)[0].constraint == "mixed-write"
+        assert client.silence()  # as behind any error of a pipeline: everything up to Sync is skipped
+        assert codes(client.ask(SYNC)) == "Z"
+        assert rows(client.query("SELECT count(*) FROM orders")) == [(b"100",)]
+
+
+def test_a_query_behind_a_flushed_write_commits_it(writing_wall: RunningWall) -> None:
+    with RawClient(writing_wall.dsn()) as client:
+        client.send(run("INSERT INTO orders VALUES (1000, 1, 'x')"), FLUSH)
+        assert codes(client.until("C")) == "12C"
+        found = client.query("SELECT count(*) FROM orders")
+        assert (rows(found), status(found)) == ([(b"101",)], "I")
+
+
+def test_a_query_behind_a_flushed_write_that_may_not_commit_is_refused(writing_wall: RunningWall) -> None:
+    before = writing_wall.state()
+    with RawClient(writing_wall.dsn()) as client:
+        client.send(run("UPDATE watched SET v = 2 WHERE id = 1"), FLUSH)
+        assert codes(client.until("C")) == "12C"
+        found = client.query("SELECT count(*) FROM orders")
+        assert codes(found) == "EZ"
+        assert (states(found), status(found)) == (["42501"], "I")
+        assert rows(client.query("SELECT 1")) == [(b"1",)]
+    assert writing_wall.state() == before
 
 
 # -- the gate

@@ -30,6 +30,9 @@ APP_PASSWORD = "app"
 #: Tables that the waiving ruleset lets an agent write; everything else in the shop is out of bounds.
 WAIVED = ("orders", "notes", "watched", "slots", "slow_later", "parents", "children")
 
+#: What agent-safe has.
+READ_LIMITS = "{rows: 50000, bytes: 256MiB, time: 30s}"
+
 SHOP = """
 CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL);
 CREATE TABLE orders (id int PRIMARY KEY, customer int REFERENCES customers, note text);
@@ -117,10 +120,13 @@ def shop_state(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     return state
 
 
-def waiving(*tables: str, functions: tuple[str, ...] = ()) -> str:
-    """agent-safe, with snapshots waived for these tables of schema public and no write anywhere else."""
+def waiving(*tables: str, functions: tuple[str, ...] = (), limits: str = READ_LIMITS) -> str:
+    """agent-safe, with snapshots waived for these tables of schema public and no write anywhere else.
+
+    `functions` are allowed too; `limits` are those on reads.
+    """
     text, _ = find_ruleset("agent-safe")
-    text = text[: text.index("\ncases:")]
+    text = text[: text.index("\ncases:")].replace(READ_LIMITS, limits)
     head, small_writes, tail = text.partition("- id: small-writes")
     names = ", ".join(f"public.{table}" for table in tables)
     tail = tail.replace('["public.*"]', f"[{names}]", 1).replace("snapshot: required", "snapshot: none", 1)

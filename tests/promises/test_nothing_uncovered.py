@@ -7,8 +7,10 @@ sequence and every catalog must be as before; under agent-safe, where no snapsho
 from __future__ import annotations
 
 
+import time
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from sqlwall.wire import frontend
@@ -311,3 +313,34 @@ def test_attacks_leave_no_session_of_the_wall_behind(writing_wall: RunningWall) 
         assert found == (0,)
 
 
+
+
+def test_the_counters_of_one_transaction_are_no_baseline_for_the_next(open_wall: OpenWall) -> None:
+    """Counters outlive a transaction for up to a second, those of a refused one too. Read then and kept, they would
+    hide as many rows of a later transaction, once the server has set them to zero.
+    """
+    ruleset = waiving("mixed").replace("[insert, update, delete, merge, copy_in]\n    tables: [public.mixed]", "[insert]\n    tables: [public.mixed]")
+    wall = open_wall(ruleset)
+    with wall.database.connect() as owner:
+        owner.execute("CREATE TABLE mixed (id int)")
+        owner.execute("INSERT INTO mixed SELECT generate_series(1, 3)")
+        owner.execute(
+            "CREATE FUNCTION wipe() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN IF NEW.id < 0 THEN DELETE FROM mixed WHERE id BETWEEN 1 AND 3; END IF; RETURN NULL; END'"
+        )
+        owner.execute("CREATE TRIGGER wipes AFTER INSERT ON mixed FOR EACH ROW EXECUTE FUNCTION wipe()")
+        owner.execute("GRANT SELECT, INSERT, DELETE ON mixed TO sqlwall_test_app")
+    time.sleep(2.5)
+    with wall.connect() as client:
+        client.execute("INSERT INTO mixed VALUES (10)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            client.execute("INSERT INTO mixed VALUES (-1)")
+        client.execute("INSERT INTO mixed VALUES (11)")
+        time.sleep(1.2)
+        client.execute("SELECT 1")
+        client.execute("BEGIN READ WRITE")
+        client.execute("INSERT INTO mixed SELECT generate_series(20, 30)")
+        client.execute("INSERT INTO mixed VALUES (-1)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            client.execute("COMMIT")
+        assert client.execute("SELECT count(*) FROM mixed WHERE id BETWEEN 1 AND 3").fetchone() == (3,)
