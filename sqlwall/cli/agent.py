@@ -62,7 +62,7 @@ def _reachable(host: str) -> str:
 def add(
     name: Name,
     ruleset: RulesetOption = None,
-    connections: Annotated[int | None, typer.Option(min=0, help="sessions it may have at once")] = None,
+    connections: Annotated[int | None, typer.Option(help="sessions it may have at once")] = None,
     note: Annotated[str, typer.Option(help="what it is for")] = "",
     config: ConfigFile = None,
     store: Store = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ import uvloop
 from sqlwall.cli.agent import dsn
 from sqlwall.cli.embedded import EmbeddedServer, find_free_port
 from sqlwall.cli.options import AsJson
-from sqlwall.cli.output import Exit, reported, show_json, show_table
+from sqlwall.cli.output import Exit, reported, say, show_json, show_table
 from sqlwall.cli.rulesets import find_ruleset
-from sqlwall.config import Config, Listen, load_config
+from sqlwall.config import Config, Listen, Metrics, load_config
+from sqlwall.console.app import create_app, serve_app
 from sqlwall.proxy.wall import Wall
 from sqlwall.store import agents
 from sqlwall.store.database import open_store
@@ -98,10 +100,15 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Start PostgreSQL, a small shop and the wall; let an agent try what agents try; then serve until Ctrl-C."""
-    with _folder() as folder, EmbeddedServer() as server:
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(_SHOP)
-        uvloop.run(_show(server, folder, once=once, as_json=as_json))
+    # SIGTERM ends it as Ctrl-C does: PostgreSQL is a session of its own, and would outlive us.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _folder() as folder, EmbeddedServer() as server:
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute(_SHOP)
+            uvloop.run(_show(server, folder, once=once, as_json=as_json))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -113,12 +120,11 @@ def _folder() -> Iterator[Path]:
 def _configure(server: EmbeddedServer, folder: Path) -> Config:
     upstream = server.dsn(user="shop_app", password="shop_app")  # noqa: S106 - made above, gone with the demo
     url = f"sqlite:///{folder / 'sqlwall.db'}"
-    return load_config(None, {}, {"upstream": upstream, "store": url, "listen.port": _port()})
+    return load_config(None, {}, {"upstream": upstream, "store": url, "listen.port": _port(Listen().port)})
 
 
-def _port() -> int:
+def _port(usual: int) -> int:
     """The usual port, or any other where that is taken: a demo must not fail for a wall that runs already."""
-    usual = Listen().port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -138,16 +144,44 @@ async def _show(server: EmbeddedServer, folder: Path, *, once: bool, as_json: bo
         before = await asyncio.to_thread(_state_hash, server)
         seen = await asyncio.to_thread(_run, address)
         after = await asyncio.to_thread(_state_hash, server)
-        _report(seen, before, after, as_json=as_json)
+        _report(seen, before, after, "" if once else address, as_json=as_json)
         if once:
             if not all(found.is_expected for found in seen) or before != after:
                 raise typer.Exit(int(Exit.FINDING))
             return
-        typer.echo(
-            f"\nThe wall stands on {wall.address[0]}:{wall.address[1]}. Try it:\n\n  psql '{address}'\n"
-        )
-        typer.echo("Ctrl-C ends it, and removes everything.")
-        await asyncio.Event().wait()
+        await _serve(wall, address, as_json=as_json)
+
+
+async def _serve(wall: Wall, address: str, *, as_json: bool) -> None:
+    """Let a person play until Ctrl-C or SIGTERM."""
+
+    async def metrics() -> tuple[dict[str, Any], dict[str, float]]:
+        return wall.worker.counters.snapshot(), {"sqlwall_ready": float(not wall.problems())}
+
+    async def problems() -> list[str]:
+        return wall.problems()
+
+    console = await serve_app(create_app(metrics, problems), port=_port(Metrics().port))
+    try:
+        if not as_json:
+            say(f"\nThe wall stands. Try it:\n\n  psql '{address}'\n")
+            say(f"Metrics: http://{console.address[0]}:{console.address[1]}/metrics")
+            say("Ctrl-C ends it, and removes everything.")
+        await _asked_to_stop()
+    finally:
+        await console.close()
+
+
+async def _asked_to_stop() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def _run(address: str) -> list[Seen]:
@@ -176,7 +210,7 @@ def _state_hash(server: EmbeddedServer) -> str:
     return found.hexdigest()[:16]
 
 
-def _report(seen: list[Seen], before: str, after: str, *, as_json: bool) -> None:
+def _report(seen: list[Seen], before: str, after: str, address: str, *, as_json: bool) -> None:
     if as_json:
         show_json(
             {
@@ -186,12 +220,11 @@ def _report(seen: list[Seen], before: str, after: str, *, as_json: bool) -> None
                 ],
                 "state_before": before,
                 "state_after": after,
+                "dsn": address or None,
             }
         )  # fmt: skip
         return
-    rows = [("pass" if not s.sqlstate else s.sqlstate, s.step.sql, s.line) for s in seen]
-    show_table(("verdict", "the agent sends", "the agent reads"), rows)
-    typer.echo(
-        f"State of the shop before {before}, after {after}: {'unchanged' if before == after else 'CHANGED'}."
-    )
-    typer.echo(f"{sum(s.is_expected for s in seen)} of {len(seen)} verdicts as expected.")
+    rows = [(s.step.expected or "pass", s.sqlstate or "pass", s.step.sql, s.line) for s in seen]
+    show_table(("expected", "seen", "the agent sends", "the agent reads"), rows)
+    say(f"State of the shop before {before}, after {after}: {'unchanged' if before == after else 'CHANGED'}.")
+    say(f"{sum(s.is_expected for s in seen)} of {len(seen)} verdicts as expected.")

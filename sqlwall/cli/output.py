@@ -74,7 +74,7 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(Exit.INTERRUPTED) from None
         except BrokenPipeError:
             _leave_quietly()
-        except Exception as error:  # noqa: BLE001 - the one place where everything becomes a line
+        except Exception as error:  # the one place where everything becomes a line
             if sys.flags.dev_mode and not isinstance(error, SqlwallError):
                 raise
             raise _translate(error) from None
@@ -86,7 +86,7 @@ def _translate(error: Exception) -> typer.Exit:
     if isinstance(error, ConfigError):
         return fail(str(error))
     if isinstance(error, SqlwallError):
-        return fail(str(error), Exit.FAILURE)
+        return fail(" ".join(str(error).split()), Exit.FAILURE)  # libpq's words come in several lines
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return fail(f"{name}{error.strerror or error}", Exit.FAILURE)

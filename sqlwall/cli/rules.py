@@ -37,11 +37,20 @@ def check(names: Names = None, as_json: AsJson = False) -> None:
     if as_json:
         show_json(findings)
     else:
-        for finding in findings:
-            say(str(finding["message"]), err=finding["concern"] == "error")
-        say(f"{len(findings)} findings" if findings else "nothing odd")
+        _print(findings)
     if findings:
         raise typer.Exit(int(Exit.FINDING if is_usable else Exit.USAGE))
+
+
+def _print(findings: list[dict[str, object]]) -> None:
+    odd = [finding for finding in findings if finding["concern"] != "error"]
+    for finding in findings:
+        if finding["concern"] == "error":
+            say(f"sqlwall: {finding['message']}", err=True)
+    for finding in odd:
+        say(str(finding["message"]))
+    if odd or not findings:
+        say(f"{len(odd)} findings" if odd else "nothing odd")
 
 
 def _look(name: str) -> Iterator[dict[str, object]]:

@@ -42,9 +42,8 @@ def _shipped(name: str) -> tuple[str, str]:
             return _read(file)
     names = shipped_names()
     known = f"; shipped are {', '.join(names)}" if names else ""
-    raise ConfigError(
-        Problem(f"no ruleset is called {name!r}{known}{nearest(name, names)} A file is named by its path.")
-    )
+    hint = nearest(name, names) or "."
+    raise ConfigError(Problem(f"no ruleset is called {name!r}{known}{hint} A file is named by its path."))
 
 
 def _read(file: Path) -> tuple[str, str]:

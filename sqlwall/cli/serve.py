@@ -16,7 +16,7 @@ from sqlwall.cli.options import ConfigFile, RulesetOption, Store, configuration
 from sqlwall.cli.output import reported, say
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.config import Config
-from sqlwall.console.app import Served, create_app, serve_console
+from sqlwall.console.app import Served, create_app, serve_app
 from sqlwall.errors import ConfigError, SqlwallError, UpstreamError
 from sqlwall.proxy.supervisor import Supervisor, run
 from sqlwall.proxy.upstream import UpstreamSettings, connect_upstream
@@ -24,7 +24,7 @@ from sqlwall.rules.loader import load
 from sqlwall.store.database import open_store
 from sqlwall.wire.frontend import terminate
 
-#: Seconds for which what was found of the server holds: whoever asks for /readyz does not make the wall log in each time.
+#: Seconds for which an answer holds: whoever asks for /readyz does not make the wall log in each time.
 UPSTREAM_INTERVAL: Final = 5.0
 
 
@@ -103,7 +103,7 @@ async def start_console(supervisor: Supervisor) -> Served:
 
     app = create_app(supervisor.metrics, problems, own.host)
     try:
-        return await serve_console(app, own.host, own.port)
+        return await serve_app(app, own.host, own.port)
     except OSError as error:
         raise _address_error("console", f"{own.host}:{own.port}", error) from None
 

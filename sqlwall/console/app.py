@@ -49,7 +49,7 @@ _HEADERS: Final = {
 
 
 def create_app(read_metrics: ReadMetrics, read_problems: ReadProblems, host: str = "") -> ASGIApp:
-    """The application over whatever tells metrics and problems. `host` is the name that it is configured to serve as."""
+    """The application over whatever tells metrics and problems. `host` is the name that it serves as."""
 
     async def metrics(_request: Request) -> Response:
         try:
@@ -59,7 +59,7 @@ def create_app(read_metrics: ReadMetrics, read_problems: ReadProblems, host: str
             return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
         except Exception:
             logger.exception("metrics cannot be read")
-            return PlainTextResponse("metrics cannot be read; the log says why\n", status_code=503)
+            return PlainTextResponse("metrics cannot be read; the log says why\n", status_code=500)
 
     async def healthz(_request: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -152,7 +152,7 @@ class _Server(uvicorn.Server):
         self.is_up.set()
 
 
-async def serve_console(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Served:
+async def serve_app(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Served:
     """Serve on the running loop; it answers when this returns. Raises OSError if the address cannot be had."""
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, log_level="warning", access_log=False, lifespan="off",

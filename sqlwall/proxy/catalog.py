@@ -64,6 +64,11 @@ def parse_search_path(text: str) -> Path:
     return tuple(_cut(found) for found in names if found)
 
 
+def _reason(error: Exception) -> str:
+    """One line: libpq adds others with questions and positions, a timeout says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _cut(name: str) -> str:
     return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
@@ -154,7 +159,9 @@ class CatalogCache:
                     await self._refresh()
             except (psycopg.Error, OSError) as error:  # a TimeoutError is an OSError
                 await self._drop_connection()
-                raise StoreError(f"the catalog of {self._database} cannot be read: {error}") from error
+                raise StoreError(
+                    f"the catalog of {self._database} cannot be read: {_reason(error)}"
+                ) from error
 
     async def close(self) -> None:
         """Stop watching."""

@@ -20,7 +20,7 @@ from sqlwall.session import refusal as words
 from sqlwall.session.internal import Answer, Internal
 from sqlwall.session.ledger import Expectation, Kind
 from sqlwall.session.refusal import Refusal
-from sqlwall.session.segment import Act, Segment, Step
+from sqlwall.session.segment import Act, Segment, Step, only_rolls_back
 from sqlwall.session.session import Session
 from sqlwall.snapshot.witness import Witnesses
 from sqlwall.sql.statement import Statement, Unparsable
@@ -124,7 +124,9 @@ class Lane:
                     step.refusal = step.refusal.with_event(event)
                 await recorder.refusal(step, event)
             elif step.act in (Act.RECORD, Act.WRITE, Act.COMMIT) or (
-                step.kind in (Kind.EXECUTE, Kind.QUERY) and not recorder.read(step)
+                step.kind in (Kind.EXECUTE, Kind.QUERY)
+                and not recorder.read(step)
+                and not only_rolls_back(step)
             ):
                 await recorder.change(step, event)
 
@@ -167,12 +169,12 @@ class Lane:
             self._ledger.hold_from(len(step.statements))
             self._forward(step).holds_ready = True
             await self._line.settled()
-            if self._ledger.error is None:
+            if not self._ledger.failed:
                 refused = await self._pass_gate(event, _COMMIT)
             elif self._ledger.status != _IDLE:
                 await self._roll_back()
         held = self._ledger.take_held()
-        owed = refused if refused or self._ledger.error is not None else b"".join(held)
+        owed = refused or b"".join(held)
         self._line.send_client(owed + _IDLE_NOW)
         self._session.end_transaction()
 

@@ -22,7 +22,8 @@ import uvloop
 from sqlwall.config import Config
 from sqlwall.errors import SqlwallError
 from sqlwall.proxy.wall import Wall
-from sqlwall.proxy.worker import FindRuleset
+from sqlwall.proxy.worker import FindRuleset, Prepared
+from sqlwall.store.chain import AuditKind, AuditRecord
 
 SWITCH_INTERVAL = 0.0005  # seconds
 RECURSION_LIMIT = 4000  # deep statements are walked by recursion; frames of pure Python need no C stack
@@ -61,6 +62,7 @@ class WorkerProcess:
         self._config = config
         self._wall = Wall(config, find_ruleset, config.workers.count or os.cpu_count() or 1)
         self._line = line
+        self._prepared: Prepared | None = None
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -96,22 +98,41 @@ class WorkerProcess:
             self._send(Message("report", self._report()))
         elif message.word == "cancel":
             worker.tasks.spawn(worker.cancel_here(*message.value), "cancel from another worker")
+        elif message.word == "prepare":
+            self._prepare(message.value)
         elif message.word == "reload":
-            worker.tasks.spawn(self._reload(message.value), "reload")
+            self._reload(message.value)
         elif message.word == "drain":
             worker.tasks.spawn(self._drain(message.value), "drain")
         elif message.word == "stop":
             self._ended.set()
 
-    async def _reload(self, config: Config) -> None:
+    def _prepare(self, config: Config) -> None:
+        """Read all of it and change nothing: what one worker cannot take over no worker does."""
         try:
-            self._wall.worker.reload(config)
+            self._prepared = self._wall.worker.prepare(config)
         except (SqlwallError, OSError) as error:
-            self._wall.worker.counters.reload("failure")
+            self._note_reload("failure", str(error))
+            self._send(Message("prepared", str(error)))
+            return
+        self._send(Message("prepared"))
+
+    def _reload(self, config: Config) -> None:
+        worker = self._wall.worker
+        try:
+            # One that was started since the others prepared has not.
+            prepared, self._prepared = self._prepared or worker.prepare(config), None
+        except (SqlwallError, OSError) as error:
+            self._note_reload("failure", str(error))
             self._send(Message("reloaded", str(error)))
             return
-        self._wall.worker.counters.reload("success")
+        worker.take_over(prepared)
+        self._note_reload("success", f"ruleset {config.ruleset.path}")
         self._send(Message("reloaded"))
+
+    def _note_reload(self, outcome: str, reason: str) -> None:
+        self._wall.worker.counters.reload(outcome)
+        self._wall.audit.note(AuditRecord(AuditKind.RELOAD, outcome=outcome, reason=reason))
 
     async def _drain(self, seconds: float) -> None:
         await self._wall.worker.drain(seconds)

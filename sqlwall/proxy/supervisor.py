@@ -59,7 +59,7 @@ class Child:
         self.ready: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.reports: list[asyncio.Future[dict[str, Any]]] = []
-        self.reloads: list[asyncio.Future[str | None]] = []
+        self.answer: asyncio.Future[str | None] | None = None
         self.last_counters: dict[str, Any] | None = None
 
     def send(self, message: Message) -> None:
@@ -69,14 +69,22 @@ class Child:
 
     def fail_waiting(self) -> None:
         """Nothing more will come over the line."""
-        waiting: list[asyncio.Future[Any]] = [self.ready, *self.reports, *self.reloads]
+        waiting: list[asyncio.Future[Any] | None] = [self.ready, *self.reports, self.answer]
         for future in waiting:
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(ConnectionError(f"worker {self.index} has ended"))
         if self.ready.done() and not self.ready.cancelled():
             self.ready.exception()  # somebody may have stopped waiting for it
         self.reports.clear()
-        self.reloads.clear()
+
+    async def ask(self, message: Message) -> str | None:
+        """Send what is answered by a complaint, or by none. Raises TimeoutError, and ConnectionError once it ended."""
+        self.answer = asyncio.get_running_loop().create_future()
+        if self.ended.is_set():
+            raise ConnectionError(f"worker {self.index} has ended")
+        self.send(message)
+        async with asyncio.timeout(START_TIMEOUT):
+            return await self.answer
 
 
 class Supervisor:
@@ -88,8 +96,10 @@ class Supervisor:
         self._find_ruleset = find_ruleset
         self._context = multiprocessing.get_context("spawn")
         self._children: list[Child] = []
-        self._gone: list[dict[str, Any]] = []
+        self._gone: dict[str, Any] = merge(())
         self._tasks = TaskSet()
+        self._reloading = asyncio.Lock()
+        self._is_started = False
         self._is_stopping = False
         self._stop = asyncio.Event()
         self.restarts = 0
@@ -116,6 +126,10 @@ class Supervisor:
                 ) from None
             except ConnectionError as error:
                 raise ConfigError(str(error)) from error
+        self._is_started = True
+        for child in self._children:
+            if child.ended.is_set():  # it was ready, and died before the others were
+                self._restart_soon(child)
 
     def _start_child(self, index: int) -> Child:
         ours, theirs = self._context.Pipe()
@@ -143,6 +157,8 @@ class Supervisor:
         if message.word == "ready":
             child.ready.set_result(message.value)
         elif message.word == "failed":
+            if self._is_started:
+                logger.error("worker %d cannot start: %s", child.index, message.value)
             if not child.ready.done():
                 child.ready.set_exception(ConnectionError(message.value))
         elif message.word == "report":
@@ -151,11 +167,9 @@ class Supervisor:
                 if not future.done():
                     future.set_result(message.value)
             child.reports.clear()
-        elif message.word == "reloaded":
-            for waiting in child.reloads:
-                if not waiting.done():
-                    waiting.set_result(message.value)
-            child.reloads.clear()
+        elif message.word in ("prepared", "reloaded"):
+            if child.answer is not None and not child.answer.done():
+                child.answer.set_result(message.value)
         elif message.word == "cancel":
             for other in self._children:
                 if other is not child:
@@ -172,16 +186,26 @@ class Supervisor:
         child.process.join()
         if child.last_counters is not None:
             # What it counted stays counted, its open sessions do not.
-            self._gone.append(child.last_counters | {"sessions": []})
-        if not self._is_stopping and child in self._children and child.ready.done():
+            self._gone = merge((self._gone, child.last_counters | {"sessions": []}))
+            child.last_counters = None
+        if self._is_started:
+            self._restart_soon(child)
+
+    def _restart_soon(self, child: Child) -> None:
+        if not self._is_stopping:
             logger.error("worker %d has died (%s): restarting", child.index, child.process.exitcode)
             self._tasks.spawn(self._restart(child), "restart of a worker")
 
     async def _restart(self, child: Child) -> None:
         self.restarts += 1
-        await asyncio.sleep(RESTART_PAUSE)
-        if not self._is_stopping:
-            self._children[self._children.index(child)] = self._start_child(child.index)
+        while not self._is_stopping:
+            await asyncio.sleep(RESTART_PAUSE)
+            try:
+                self._children[self._children.index(child)] = self._start_child(child.index)
+            except OSError as error:
+                logger.error("worker %d cannot be started: %s", child.index, error)
+            else:
+                return
 
     async def report(self) -> list[dict[str, Any]]:
         """What each worker tells of itself; one that does not answer in time has one problem: that."""
@@ -189,6 +213,8 @@ class Supervisor:
 
     async def _report_of(self, child: Child) -> dict[str, Any]:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        if child.ended.is_set():
+            return {"counters": None, "problems": [f"worker {child.index} is being started again"]}
         child.reports.append(future)
         child.send(Message("report"))
         try:
@@ -200,7 +226,7 @@ class Supervisor:
     async def metrics(self) -> tuple[Mapping[str, Any], Mapping[str, float]]:
         """The sum of all workers' counters, those that have ended included, and gauges by name."""
         reports = await self.report()
-        counters = merge([*self._gone, *(r["counters"] for r in reports if r["counters"] is not None)])
+        counters = merge([self._gone, *(r["counters"] for r in reports if r["counters"] is not None)])
         gauges = {
             "sqlwall_audit_lag_seconds": max((r.get("audit_lag", 0.0) for r in reports), default=0.0),
             "sqlwall_audit_waiting_records": float(sum(r.get("audit_waiting", 0) for r in reports)),
@@ -221,23 +247,31 @@ class Supervisor:
 
     async def reload(self) -> None:
         """Read configuration and rulesets anew. Raises ConfigError; then everything stays as it was."""
-        try:
-            config = await asyncio.to_thread(self._load_config)
-            for child in self._children:
-                future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-                child.reloads.append(future)
-                child.send(Message("reload", config))
-                async with asyncio.timeout(START_TIMEOUT):
-                    complaint = await future
-                if complaint is not None:
-                    raise ConfigError(complaint)
-        except (SqlwallError, ConnectionError, TimeoutError) as error:
-            self.reload_failed = True
-            logger.error("reload refused, the old configuration stays: %s", error)
-            raise
-        self.reload_failed = False
-        self.config = config
-        logger.info("reloaded")
+        async with self._reloading:
+            try:
+                config = await asyncio.to_thread(self._load_config)
+                await self._tell_all("prepare", config)
+            except (SqlwallError, ConnectionError, TimeoutError) as error:
+                self.reload_failed = True
+                logger.error("reload refused, the old configuration stays: %s", error)
+                raise
+            # A worker that is started again from here on begins with it.
+            self.config = config
+            try:
+                await self._tell_all("reload", config)
+            except (SqlwallError, ConnectionError, TimeoutError) as error:
+                self.reload_failed = True
+                logger.error("reload not finished, try again: %s", error)
+                raise
+            self.reload_failed = False
+            logger.info("reloaded")
+
+    async def _tell_all(self, word: str, config: Config) -> None:
+        """Every worker agrees; raises ConfigError for what the first one says that does not."""
+        running = [child for child in self._children if not child.ended.is_set()]
+        for complaint in await asyncio.gather(*(child.ask(Message(word, config)) for child in running)):
+            if complaint is not None:
+                raise ConfigError(complaint)
 
     async def stop(self, drain: float) -> None:
         """Let open transactions end for at most `drain` seconds, then stop every worker."""
@@ -256,7 +290,10 @@ class Supervisor:
         await self._tasks.close()
 
     def request_stop(self) -> None:
-        """Called by SIGTERM and SIGINT."""
+        """Called by SIGTERM and SIGINT; the second time nothing is waited for."""
+        if self._is_stopping:
+            for child in self._children:
+                child.send(Message("stop"))
         self._stop.set()
 
     async def serve(self, start_console: StartConsole) -> None:

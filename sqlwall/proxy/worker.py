@@ -55,6 +55,16 @@ class Link:
     catalog: CatalogCache | None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that has been read and found good, and all that was made of it."""
+
+    config: Config
+    rulesets: dict[str, Ruleset]
+    accept: AcceptSettings
+    upstream: UpstreamSettings
+
+
 class Worker:
     """One serving process. Made on its event loop; `start`, then `drain` and `stop`."""
 
@@ -155,15 +165,22 @@ class Worker:
             await catalog.close()
         await self._sandbox.close()
 
-    def reload(self, config: Config) -> None:
-        """Take over what can be changed while running, if all of it is good. Raises ConfigError and changes nothing."""
+    def prepare(self, config: Config) -> Prepared:
+        """Read what can be changed while running, and change nothing. Raises ConfigError if any of it is bad."""
         names = {config.ruleset.path, *self._rulesets}
-        fresh = {name: self._load(name) for name in names}
-        accept = AcceptSettings.of(config, client_side_context(config.tls), secret=mock_seed(self._engine))
-        self._rulesets = fresh
-        self.accept_settings = accept
-        self.upstream_settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)
-        self.config = replace(config, listen=self.config.listen, metrics=self.config.metrics)
+        return Prepared(
+            replace(config, listen=self.config.listen, metrics=self.config.metrics),
+            {name: self._load(name) for name in names},
+            AcceptSettings.of(config, client_side_context(config.tls), secret=mock_seed(self._engine)),
+            UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect),
+        )
+
+    def take_over(self, prepared: Prepared) -> None:
+        """Let it hold from now on, for open sessions too. What an agent brought in meanwhile stays."""
+        self._rulesets = self._rulesets | prepared.rulesets
+        self.accept_settings = prepared.accept
+        self.upstream_settings = prepared.upstream
+        self.config = prepared.config
 
     def _load(self, name: str) -> Ruleset:
         text, file = self._find_ruleset(name)

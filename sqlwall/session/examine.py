@@ -151,7 +151,10 @@ class Examination:
             if step.act == Act.REFUSE:
                 return step
             self._note_names(step.text, statement)
-        if several and step.act == Act.WRITE and any(statement.control is not None for statement in facts):
+        is_mixed = step.act == Act.WRITE and any(statement.control is not None for statement in facts)
+        # A block that such a string opens is read-only: our word about it is clearer than the server's.
+        is_locked = step.act == Act.RECORD and any(opens_block(statement) for statement in facts)
+        if several and (is_mixed or is_locked):
             return self._refuse(step, words.embedded_control())
         return step
 

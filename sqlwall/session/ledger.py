@@ -62,6 +62,15 @@ _IDLE, _IN_BLOCK = ord("I"), ord("T")
 _COPY_IN, _COPY_BOTH, _COMPLETE, _EMPTY = ord("G"), ord("W"), ord("C"), ord("I")
 
 
+#: Commands whose tag ends in the number of rows that they wrote.
+_WRITING = (b"INSERT ", b"UPDATE ", b"DELETE ", b"MERGE ", b"COPY ")
+
+
+def written_rows(tag: bytes) -> int:
+    """How many rows a command has written, by its tag; 0 for one that only reads. COPY TO counts as if it wrote."""
+    return int(tag[tag.rindex(b" ") + 1 :]) if tag.startswith(_WRITING) else 0
+
+
 class Expectation:
     """One awaited reply.
 
@@ -127,6 +136,7 @@ class Ledger:
     """
 
     __slots__ = (
+        "_is_late",
         "_is_open",
         "completed",
         "copied",
@@ -150,6 +160,9 @@ class Ledger:
     def __init__(self, new_event: Callable[[], str]) -> None:
         self.new_event = new_event
         self.is_owed_failure = False
+        self._is_late = (
+            False  # a limit has failed a pipeline that was complete, up to a Sync that has not come yet
+        )
         self._is_open = False  # the end of the last relayed row is still to come
         self.queue: deque[Expectation] = deque()
         self.out: list[bytes] = []
@@ -184,6 +197,9 @@ class Ledger:
         """A message was sent to the server. While the server skips to Sync it answers nothing but Sync."""
         if self.skipping and expectation.kind != Kind.SYNC:
             return
+        if self._is_late and expectation.forward and expectation.kind == Kind.SYNC:
+            expectation.cut = expectation.failed = True
+            self._is_late = False
         self.queue.append(expectation)
 
     def take(self) -> bytes:
@@ -270,7 +286,10 @@ class Ledger:
 
     def _route_reply(self, head: Expectation, frame: Frame, code: int) -> None:
         if code == _COMPLETE:
-            head.tags.append(frame.raw[5:-1])
+            tag = frame.raw[5:-1]
+            head.tags.append(tag)
+            if not head.cut and 0 <= head.row_limit < written_rows(tag):
+                self.cut(head, f"more than {head.row_limit} rows")
         if not head.forward:
             head.replies.append(frame)
         else:
@@ -279,7 +298,7 @@ class Ledger:
                 self.is_holding = self.is_holding or self.hold_at == 0
             if not head.cut:
                 self._emit(frame.raw)
-            elif code == _COMPLETE and head.over_limit is not None:
+            elif code in _EXECUTE_ENDS and head.over_limit is not None and not head.failed:
                 self._fail_late(head, head.over_limit)
         self._advance(head, code)
 
@@ -288,14 +307,16 @@ class Ledger:
         self._emit(refusal.to_bytes())
         self.failed = True
         head.failed = True
+        if head.kind == Kind.QUERY:
+            return
         for later in self.queue:
+            if later.kind == Kind.SYNC:
+                later.cut = later.failed = True
+                return
             if later is not head:
-                if later.kind == Kind.SYNC:
-                    later.cut = later.failed = True
-                    break
                 later.forward = False
-            elif later.kind == Kind.QUERY:
-                break
+        # The Sync is still to come.
+        self.skipping = self._is_late = True
 
     def _advance(self, head: Expectation, code: int) -> None:
         """Whether this reply completes what was awaited."""
@@ -344,9 +365,11 @@ class Ledger:
             return
         head = self.queue[0]
         head.replies.append(frame)
+        is_told = head.cut and head.failed
         head.failed = True
         if head.cut and head.over_limit is not None:
-            self._emit(head.over_limit.to_bytes())
+            if not is_told:
+                self._emit(head.over_limit.to_bytes())
         elif head.refusal is not None and head.nonce in frame.raw:
             self._emit(head.refusal.to_bytes())
         elif head.forward:

@@ -153,6 +153,18 @@ def ends_block(statement: Statement) -> bool:
     )
 
 
+def only_rolls_back(step: Step) -> bool:
+    """Whether a message does nothing but undo the whole transaction, which must be possible whatever is broken."""
+    found: tuple[Statement | None, ...] = step.statements or tuple(p.statement for p in step.prepared)
+    return bool(found) and all(
+        statement is not None
+        and statement.control is not None
+        and statement.control.verb is Transaction.ROLLBACK
+        and not statement.control.chain
+        for statement in found
+    )
+
+
 def rolls_back_to(statement: Statement) -> bool:
     """ROLLBACK TO SAVEPOINT."""
     return statement.control is not None and statement.control.verb is Transaction.ROLLBACK_TO

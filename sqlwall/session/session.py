@@ -8,7 +8,7 @@ same names and the same ledger. One segment is in flight at a time (DESIGN secti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sqlwall.errors import ProtocolError
@@ -121,6 +121,11 @@ class Session:
                 self.is_terminated = True
                 return None
             if code in _COPY:
+                if frames and self._starts_copy(frames):
+                    # Data right behind it: the segment ends here, as below.
+                    self._put_back([frame])
+                    frames.append(Frame(_FLUSH, frontend.flush()))
+                    break
                 if not self._ends_waiting:
                     return None
                 continue  # outside COPY the server accepts and ignores these (PostgresMain)
@@ -156,12 +161,22 @@ class Session:
 
         PostgreSQL answers such an Execute at once; a Flush of ours changes nothing about that.
         """
-        if not self.waiting or self.waiting[-1].type_code != _EXECUTE or self.ledger.skipping:
+        if not self.waiting or self.ledger.skipping or not self._starts_copy(self.waiting):
             return False
-        portal = frontend.execute_portal(self.waiting[-1])
+        flush = Frame(_FLUSH, frontend.flush())
+        self.waiting.append(flush)
+        self.held_bytes += len(flush.raw)
+        self._ends_waiting += 1
+        return True
+
+    def _starts_copy(self, frames: Sequence[Frame]) -> bool:
+        """Whether the last of these is an Execute of COPY FROM STDIN."""
+        if frames[-1].type_code != _EXECUTE:
+            return False
+        portal = frontend.execute_portal(frames[-1])
         texts: dict[bytes, tuple[bytes, ...]] = {}
         found: tuple[bytes, ...] = tuple(p.text for p in self.portals.find(portal) or ())
-        for frame in self.waiting:
+        for frame in frames:
             if frame.type_code == _PARSE:
                 parsed = frontend.decode_parse(frame)
                 texts[parsed.name] = (parsed.query,)
@@ -170,13 +185,7 @@ class Session:
                 if target == portal:
                     known = tuple(p.text for p in self.statements.find(name) or ())
                     found = texts.get(name, known)
-        if not any(starts_copy(self.policy.facts(text)) for text in found):
-            return False
-        flush = Frame(_FLUSH, frontend.flush())
-        self.waiting.append(flush)
-        self.held_bytes += len(flush.raw)
-        self._ends_waiting += 1
-        return True
+        return any(starts_copy(self.policy.facts(text)) for text in found)
 
     def _put_back(self, frames: list[Frame]) -> None:
         for frame in reversed(frames):

@@ -158,3 +158,64 @@ async def test_it_stops_with_a_request_under_way() -> None:
     writer.close()
     with pytest.raises(OSError):
         await asyncio.open_connection(*served.address)
+
+
+async def answer_to_host(served: Served, *headers: str) -> int:
+    """The status of a request with these Host headers."""
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*served.address)
+        lines = "".join(f"Host: {header}\r\n" for header in headers)
+        version = "1.1" if headers else "1.0"
+        writer.write(f"GET /metrics HTTP/{version}\r\n{lines}Connection: close\r\n\r\n".encode())
+        status = (await reader.read()).split(b" ")[1]
+        writer.close()
+        await writer.wait_closed()
+    return int(status)
+
+
+OWN = [
+    "127.0.0.1:9643",
+    "localhost",
+    "LOCALHOST:1",
+    "[::1]:9643",
+    "10.0.0.7",
+    "wall",
+    "wall.ns.svc:9643",
+    "a.internal.",
+]
+STRANGE = [
+    "evil.example",
+    "evil.example:9643",
+    "127.0.0.1.evil.example",
+    "localhost.evil.com",
+    "1.2.3.4.5",
+    "",
+    "a:b:c",
+]
+
+
+@pytest.mark.parametrize("host", OWN)
+async def test_names_that_no_stranger_can_register_are_served(host: str) -> None:
+    async with serving(Source()) as served:
+        assert await answer_to_host(served, host) == 200
+
+
+@pytest.mark.parametrize("host", STRANGE)
+async def test_a_strangers_name_that_was_pointed_at_us_is_refused(host: str) -> None:
+    async with serving(Source()) as served:
+        assert await answer_to_host(served, host) in (400, 421)
+
+
+async def test_two_names_in_one_request_are_refused_and_none_is_a_health_check() -> None:
+    async with serving(Source()) as served:
+        assert await answer_to_host(served, "localhost", "evil.example") in (400, 421)
+        assert await answer_to_host(served) == 200
+
+
+async def test_errors_carry_the_same_headers_and_nothing_allows_other_origins() -> None:
+    source = Source(error=RuntimeError("x"))
+    async with serving(source) as served:
+        for path in ("/metrics", "/nowhere"):
+            headers = (await fetch(served, path)).headers
+            assert headers["x-frame-options"] == "deny"
+            assert not [name for name in headers if name.startswith("access-control")]

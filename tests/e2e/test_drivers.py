@@ -19,7 +19,7 @@ from tests.e2e.wall import RunningWall
 
 def native(wall: RunningWall) -> pg8000.native.Connection:
     """A pg8000 connection through the wall."""
-    host, port = wall.wall.address
+    host, port = wall.address
     return pg8000.native.Connection(
         "bot", password=wall.password, host=host, port=port, database=wall.database.name
     )
@@ -33,7 +33,9 @@ def test_psycopg_reads_in_every_mode(wall: RunningWall) -> None:
         assert client.execute("SELECT count(*) FROM orders").fetchone() == (100,)
         assert client.execute("SELECT note FROM orders WHERE id = %s", (7,)).fetchone() == ("note 7",)
         for number in range(8):
-            row = client.execute("SELECT id FROM orders WHERE id = %s", (number + 1,), prepare=True).fetchone()
+            row = client.execute(
+                "SELECT id FROM orders WHERE id = %s", (number + 1,), prepare=True
+            ).fetchone()
             assert row == (number + 1,)
         found = client.execute("SELECT id, note FROM orders WHERE id < %s ORDER BY id", (3,), binary=True)
         assert found.fetchall() == [(1, "note 1"), (2, "note 2")]
@@ -111,10 +113,17 @@ def test_psycopg_copies_in_where_a_rule_waives_it(writing_wall: RunningWall) -> 
 def test_psycopg_writes_where_a_rule_waives_it(writing_wall: RunningWall) -> None:
     with writing_wall.connect() as client:
         assert client.execute("INSERT INTO orders VALUES (1000, 1, 'simple')").statusmessage == "INSERT 0 1"
-        row = client.execute("INSERT INTO orders VALUES (%s, 1, %s) RETURNING id, note", (1001, "x")).fetchone()
+        row = client.execute(
+            "INSERT INTO orders VALUES (%s, 1, %s) RETURNING id, note", (1001, "x")
+        ).fetchone()
         assert row == (1001, "x")
-        client.execute("UPDATE orders SET note = 'a' WHERE id = 1000; UPDATE orders SET note = 'b' WHERE id = 1001")
-        assert client.execute("SELECT note FROM orders WHERE id > 999 ORDER BY id").fetchall() == [("a",), ("b",)]
+        client.execute(
+            "UPDATE orders SET note = 'a' WHERE id = 1000; UPDATE orders SET note = 'b' WHERE id = 1001"
+        )
+        assert client.execute("SELECT note FROM orders WHERE id > 999 ORDER BY id").fetchall() == [
+            ("a",),
+            ("b",),
+        ]
         with client.cursor() as cursor:
             cursor.executemany("INSERT INTO orders VALUES (%s, 1, 'many')", [(n,) for n in range(2000, 2020)])
             assert cursor.rowcount == 20
@@ -138,7 +147,10 @@ def test_psycopg_pipelines_waived_writes(writing_wall: RunningWall) -> None:
         with client.pipeline() as pipeline, client.transaction():
             client.execute("UPDATE orders SET note = 'again' WHERE id = 500")
             pipeline.sync()
-        assert client.execute("SELECT count(*), max(note) FROM orders WHERE id >= 500").fetchone() == (20, "piped")
+        assert client.execute("SELECT count(*), max(note) FROM orders WHERE id >= 500").fetchone() == (
+            20,
+            "piped",
+        )
         assert client.execute("SELECT note FROM orders WHERE id = 500").fetchone() == ("again",)
 
 
@@ -161,7 +173,9 @@ def test_psycopg2_reads_and_writes(writing_wall: RunningWall) -> None:
         assert cursor.fetchone() == ("note 3",)
         cursor.execute("INSERT INTO orders VALUES (%s, %s, %s)", (700, 1, "psycopg2"))
         client.commit()
-        psycopg2.extras.execute_values(cursor, "INSERT INTO orders (id, note) VALUES %s", [(701, "a"), (702, "b")])
+        psycopg2.extras.execute_values(
+            cursor, "INSERT INTO orders (id, note) VALUES %s", [(701, "a"), (702, "b")]
+        )
         client.rollback()
         cursor.execute("SELECT id FROM orders WHERE id >= 700")
         assert cursor.fetchall() == [(700,)]
@@ -227,7 +241,9 @@ async def test_asyncpg_copies_in_and_out(writing_wall: RunningWall) -> None:
     client = await asyncpg.connect(writing_wall.dsn())
     try:
         records = [(n, 1, "copied") for n in range(900, 1000)]
-        result = await client.copy_records_to_table("orders", records=records, columns=["id", "customer", "note"])
+        result = await client.copy_records_to_table(
+            "orders", records=records, columns=["id", "customer", "note"]
+        )
         assert result == "COPY 100"
         chunks: list[bytes] = []
 
@@ -238,7 +254,9 @@ async def test_asyncpg_copies_in_and_out(writing_wall: RunningWall) -> None:
         assert b"".join(chunks) == b"998\n999\n"
         await client.copy_from_table("customers", output=keep, format="binary")
         async with client.transaction():
-            await client.copy_records_to_table("orders", records=[(2000, 1, "b")], columns=["id", "customer", "note"])
+            await client.copy_records_to_table(
+                "orders", records=[(2000, 1, "b")], columns=["id", "customer", "note"]
+            )
         assert await client.fetchval("SELECT count(*) FROM orders WHERE id >= 900") == 101
     finally:
         await client.close()

@@ -56,7 +56,9 @@ def test_a_statement_over_its_limit_is_stopped(
         if "block" in way:
             assert status(found) == "E"
             assert states(client.query("SELECT 1")) == ["25P02"]
-            assert [frame.raw[5:-1] for frame in client.query("COMMIT") if frame.type_code == ord("C")] == [b"ROLLBACK"]
+            assert [frame.raw[5:-1] for frame in client.query("COMMIT") if frame.type_code == ord("C")] == [
+                b"ROLLBACK"
+            ]
         else:
             assert status(found) == "I"
         assert rows(client.query("SELECT 1")) == [(b"1",)]
@@ -64,7 +66,9 @@ def test_a_statement_over_its_limit_is_stopped(
 
 
 @pytest.mark.parametrize("way", ["simple", "extended"])
-def test_a_limit_that_is_hit_by_the_last_rows_fails_the_block_all_the_same(open_wall: OpenWall, way: str) -> None:
+def test_a_limit_that_is_hit_by_the_last_rows_fails_the_block_all_the_same(
+    open_wall: OpenWall, way: str
+) -> None:
     wall = open_wall(limited("{rows: 3}"))
     text = "SELECT id FROM orders WHERE id < 6"
     with RawClient(wall.dsn()) as client:
@@ -288,7 +292,7 @@ def test_a_cancel_with_a_wrong_key_does_nothing(napping: RunningWall) -> None:
     with napping.connect() as client:
         pid = client.info.backend_pid
         for key in (b"\0\0\0\0", b"abcd", b"x" * 32, b"x" * 256):
-            with socket.create_connection(napping.wall.address) as other:
+            with socket.create_connection(napping.address) as other:
                 other.sendall(cancel_request(pid, key))
                 assert other.recv(10) == b""
         assert client.execute("SELECT nap(0.3)").fetchone() == ("rested",)

@@ -28,7 +28,11 @@ def test_a_refusal_says_all_that_there_is_to_say(wall: RunningWall) -> None:
         "sqlwall denied DELETE on public.orders [bounded-writes-only]: no WHERE clause."
         " Nothing was executed. Do not retry unchanged."
     )
-    assert (found.severity, found.sqlstate, found.constraint_name) == ("ERROR", "42501", "bounded-writes-only")
+    assert (found.severity, found.sqlstate, found.constraint_name) == (
+        "ERROR",
+        "42501",
+        "bounded-writes-only",
+    )
     assert found.message_detail is not None
     assert found.message_detail.startswith("rule=bounded-writes-only retryable=false event=")
     assert found.message_hint == "Add a WHERE clause that selects only the rows you mean."
@@ -175,7 +179,9 @@ def test_statements_and_portals_that_are_not_there_are_told_in_the_servers_words
             frontend.parse(b"", b"SELECT 1; SELECT 2"),
             frontend.query(b"EXECUTE nope"),
         ):
-            ours, theirs = ([(e.sqlstate, e.message) for e in errors(c.ask(messages, SYNC))] for c in (client, direct))
+            ours, theirs = (
+                [(e.sqlstate, e.message) for e in errors(c.ask(messages, SYNC))] for c in (client, direct)
+            )
             assert ours == theirs
             for peer in (client, direct):
                 peer.drain(0.05)

@@ -68,7 +68,9 @@ def test_a_simple_waived_write_answers_as_the_server_does(writing_wall: RunningW
         found = client.query("INSERT INTO orders VALUES (1000, 1, 'x') RETURNING id")
         assert codes(found) == "TDCZ"
         assert (rows(found), tags(found), status(found)) == ([(b"1000",)], [b"INSERT 0 1"], "I")
-        found = client.query("UPDATE orders SET note = 'y' WHERE id = 1000; SELECT note FROM orders WHERE id = 1000")
+        found = client.query(
+            "UPDATE orders SET note = 'y' WHERE id = 1000; SELECT note FROM orders WHERE id = 1000"
+        )
         assert codes(found) == "CTDCZ"
         assert rows(found) == [(b"y",)]
         found = client.query("SELECT 1; DELETE FROM orders WHERE id = 1000; ;")
@@ -157,7 +159,9 @@ def test_every_write_is_on_the_record_before_it_runs(writing_wall: RunningWall) 
         with client.transaction():
             client.execute("EXECUTE p")
     kept = [(record["kind"], record["statement"] or record["operation"]) for record in writing_wall.audit()]
-    writes = [entry for entry in kept if entry[1] and entry[1].startswith(("INSERT", "UPDATE", "EXECUTE", "COMMIT"))]
+    writes = [
+        entry for entry in kept if entry[1] and entry[1].startswith(("INSERT", "UPDATE", "EXECUTE", "COMMIT"))
+    ]
     assert writes == [
         ("statement", "INSERT INTO orders VALUES (1000, 1, 'x')"),
         ("outcome", "COMMIT"),
@@ -305,7 +309,9 @@ def test_a_deferred_constraint_can_fail_a_commit_in_a_pipeline(writing_wall: Run
         assert rows(client.ask(run("SELECT 1"), SYNC)) == [(b"1",)]
 
 
-def test_the_counters_of_earlier_transactions_are_not_held_against_a_later_one(writing_wall: RunningWall) -> None:
+def test_the_counters_of_earlier_transactions_are_not_held_against_a_later_one(
+    writing_wall: RunningWall,
+) -> None:
     with writing_wall.connect() as client:
         for number in range(5):
             client.execute("INSERT INTO orders VALUES (%s, 1, 'x')", (1000 + number,))

@@ -145,11 +145,12 @@ class RunningWall:
     password: str
     store: Path
     loop: asyncio.AbstractEventLoop
+    address: tuple[str, int]
     rulesets: dict[str, str] = field(default_factory=dict)
 
     def dsn(self, user: str = "bot", password: str | None = None) -> str:
         """Where an agent connects."""
-        host, port = self.wall.address
+        host, port = self.address
         secret = quote(password or self.password, safe="")
         return f"postgresql://{user}:{secret}@{host}:{port}/{self.database.name}"
 
@@ -160,6 +161,14 @@ class RunningWall:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the wall's loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def problems(self) -> list[str]:
+        """Why the wall could not serve now."""
+
+        async def ask() -> list[str]:
+            return self.wall.problems()
+
+        return self.run(ask())
 
     def add_agent(self, name: str, **options: Any) -> str:
         """Another agent; returns its password."""
@@ -233,7 +242,7 @@ def running_wall(
         wall = call(make())
         call(wall.start(socket.create_server(("127.0.0.1", 0))))
         try:
-            yield RunningWall(wall, database, password, store, loop, texts)
+            yield RunningWall(wall, database, password, store, loop, wall.address, texts)
         finally:
             call(wall.stop())
     finally:

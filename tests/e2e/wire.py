@@ -141,9 +141,7 @@ class ServerError:
     """An ErrorResponse's fields by their names."""
 
     def __init__(self, frame: Frame) -> None:
-        fields = dict(
-            (chr(part[0]), part[1:].decode()) for part in frame.raw[5:-1].split(b"\0") if part
-        )
+        fields = {chr(part[0]): part[1:].decode() for part in frame.raw[5:-1].split(b"\0") if part}
         self.severity = fields.get("V", "")
         self.sqlstate = fields.get("C", "")
         self.message = fields.get("M", "")

@@ -6,7 +6,6 @@ sequence and every catalog must be as before; under agent-safe, where no snapsho
 
 from __future__ import annotations
 
-
 import time
 from collections.abc import Iterator
 
@@ -275,7 +274,9 @@ def test_without_snapshots_nothing_is_changed_at_all(wall: RunningWall) -> None:
 
 
 def test_a_waived_function_is_still_behind_the_gate(open_wall: OpenWall) -> None:
-    wall = open_wall(waiving(*WAIVED, functions=("public.raise_salaries", "public.calm_raise", "shadow.upper")))
+    wall = open_wall(
+        waiving(*WAIVED, functions=("public.raise_salaries", "public.calm_raise", "shadow.upper"))
+    )
     before = guarded(wall)
     scripts = (
         [ex("SELECT raise_salaries()"), SYNC],
@@ -313,13 +314,14 @@ def test_attacks_leave_no_session_of_the_wall_behind(writing_wall: RunningWall) 
         assert found == (0,)
 
 
-
-
 def test_the_counters_of_one_transaction_are_no_baseline_for_the_next(open_wall: OpenWall) -> None:
     """Counters outlive a transaction for up to a second, those of a refused one too. Read then and kept, they would
     hide as many rows of a later transaction, once the server has set them to zero.
     """
-    ruleset = waiving("mixed").replace("[insert, update, delete, merge, copy_in]\n    tables: [public.mixed]", "[insert]\n    tables: [public.mixed]")
+    ruleset = waiving("mixed").replace(
+        "[insert, update, delete, merge, copy_in]\n    tables: [public.mixed]",
+        "[insert]\n    tables: [public.mixed]",
+    )
     wall = open_wall(ruleset)
     with wall.database.connect() as owner:
         owner.execute("CREATE TABLE mixed (id int)")

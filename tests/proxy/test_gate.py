@@ -117,7 +117,9 @@ def asking(connection: Connection, texts: list[bytes] | None = None) -> Ask:
     return ask
 
 
-async def commit(connection: Connection, *texts: str, holds: bool = False, rolled_back: bool = False) -> Outcome:
+async def commit(
+    connection: Connection, *texts: str, holds: bool = False, rolled_back: bool = False
+) -> Outcome:
     """What the gate says after a baseline and these statements."""
     ask = asking(connection)
     baseline = await gate.read_baseline(ask)
@@ -140,7 +142,9 @@ async def test_a_transaction_that_wrote_nothing_passes_with_one_question(session
 
 
 async def test_a_waived_write_passes_with_its_transaction_id(session: Connection) -> None:
-    outcome = await commit(session, "UPDATE orders SET note = 'x' WHERE id = 1", "DELETE FROM orders WHERE id = 2")
+    outcome = await commit(
+        session, "UPDATE orders SET note = 'x' WHERE id = 1", "DELETE FROM orders WHERE id = 2"
+    )
     row = await (await session.execute("SELECT pg_current_xact_id()::text")).fetchone()
     assert row is not None
     assert outcome == Passed(row[0])
@@ -174,11 +178,15 @@ async def test_the_rule_that_refuses_is_named(session: Connection) -> None:
 
 
 async def test_a_table_that_no_rule_speaks_of_is_refused(session: Connection) -> None:
-    outcome = await commit(session, "DELETE FROM guarded", "INSERT INTO guarded VALUES (1)", "DELETE FROM guarded")
+    outcome = await commit(
+        session, "DELETE FROM guarded", "INSERT INTO guarded VALUES (1)", "DELETE FROM guarded"
+    )
     assert isinstance(outcome, Refused)
 
 
-async def test_a_write_that_needs_a_snapshot_is_refused_as_long_as_none_covers_it(session: Connection) -> None:
+async def test_a_write_that_needs_a_snapshot_is_refused_as_long_as_none_covers_it(
+    session: Connection,
+) -> None:
     outcome = await commit(session, "INSERT INTO guarded VALUES (1)")
     assert outcome == Refused("INSERT: no snapshot covers it [covered]", "gate", "public.guarded")
 
@@ -246,7 +254,9 @@ async def commit_again(connection: Connection, *, rolled_back: bool) -> Outcome:
 
 
 async def test_each_context_must_permit_it_and_none_permits_nothing(session: Connection) -> None:
-    text = RULES.replace("action: allow\n    snapshot: none", "agents: [bot]\n    action: allow\n    snapshot: none")
+    text = RULES.replace(
+        "action: allow\n    snapshot: none", "agents: [bot]\n    action: allow\n    snapshot: none"
+    )
     ruleset = load(text, "gate.yaml")
     await session.execute("INSERT INTO orders VALUES (11, 'x')")
 
@@ -271,7 +281,5 @@ async def test_an_answer_that_is_none_leaves_the_gate_closed() -> None:
     async def ask_half(text: bytes) -> Answer:
         return Answer(((b"77",),) if b"xact_id" in text else (), None)
 
-    outcome = await gate.examine_commit(
-        ask_half, None, RULESET, (context(),), holds=False, rolled_back=True
-    )
+    outcome = await gate.examine_commit(ask_half, None, RULESET, (context(),), holds=False, rolled_back=True)
     assert isinstance(outcome, Refused)

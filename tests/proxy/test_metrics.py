@@ -155,3 +155,62 @@ def test_a_histogram_counts_each_duration_once() -> None:
         histogram.observe(bound)
     histogram.observe(1e9)
     assert histogram.counts == [1] * (len(BUCKETS) + 1)
+
+
+def test_what_others_count_is_read_when_it_is_asked_for() -> None:
+    counters, hits = Counters(), [0]
+    counters.watch("cache_hits", lambda: hits[0])
+    hits[0] = 7
+    assert rendered(counters.snapshot())["sqlwall_facts_cache_hits_total", ()] == 7
+    both = merge([counters.snapshot(), counters.snapshot(), Counters().snapshot()])
+    assert rendered(both)["sqlwall_facts_cache_hits_total", ()] == 14
+
+
+def test_what_nobody_counts_is_not_said_to_be_zero() -> None:
+    names = {name for name, _ in rendered(merge([Counters().snapshot()]))}
+    assert not names & {
+        "sqlwall_facts_cache_hits_total",
+        "sqlwall_parser_deaths_total",
+        "sqlwall_client_sent_bytes_total",
+    }
+
+
+def test_only_a_reload_that_was_taken_over_has_a_time() -> None:
+    counters = Counters()
+    counters.reload("failure")
+    assert ("sqlwall_last_reload_timestamp_seconds", ()) not in rendered(counters.snapshot())
+    counters.reload("success")
+    merged = merge([Counters().snapshot(), counters.snapshot()])
+    assert rendered(merged)["sqlwall_last_reload_timestamp_seconds", ()] > 1e9
+
+
+def test_a_merge_keeps_the_limit_of_labels() -> None:
+    snapshots = []
+    for worker in range(3):
+        counters = Counters()
+        for number in range(LABELS_LIMIT):
+            counters.refusal(f"worker{worker}-rule{number}")
+        snapshots.append(counters.snapshot())
+    merged = merge(snapshots)["refusals"]
+    assert len(merged) == LABELS_LIMIT + 1
+    assert sum(count for _, count in merged) == 3 * LABELS_LIMIT
+
+
+@pytest.mark.parametrize("label", ["\ud800", "x" * 10_000])
+def test_no_label_makes_the_whole_page_fail(label: str) -> None:
+    counters = Counters()
+    for _ in range(2):
+        counters.session_started(label)
+        counters.session_closed(label)
+    assert len(counters.sessions) == 1
+    assert sum(counters.sessions.values()) == 0
+    assert rendered(counters.snapshot())
+
+
+def test_a_session_that_ends_stays_counted_as_one_that_began() -> None:
+    counters = Counters()
+    counters.session_started("bot")
+    counters.session_closed("bot")
+    found = rendered(counters.snapshot())
+    assert found["sqlwall_sessions", (("agent", "bot"),)] == 0
+    assert found["sqlwall_sessions_started_total", (("agent", "bot"),)] == 1
