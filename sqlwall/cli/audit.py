@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,17 +51,17 @@ def tail_(
 ) -> None:
     """Show the last records; with --follow each new one as it comes."""
     with _store(config, store) as engine:
-        records = tail(engine, lines, agent=agent)
         if not follow:
-            show(records, _COLUMNS, as_json=as_json)
+            show(tail(engine, lines, agent=agent), _COLUMNS, as_json=as_json)
             return
-        for record in (*records, *_follow(engine, agent, records)):
+        known = tail(engine, max(lines, FOLLOW_BATCH), agent=agent)
+        for record in chain(known[-lines:], _follow(engine, agent, known)):
             typer.echo(to_json(record) if as_json else _line(record))
 
 
-def _follow(engine: Engine, agent: str | None, records: Sequence[Record]) -> Iterator[Record]:
-    """Each record that comes after these. Looks back as far as it must to meet what it has seen."""
-    seen = {record["event"] for record in (records or tail(engine, 1, agent=agent))}
+def _follow(engine: Engine, agent: str | None, known: Sequence[Record]) -> Iterator[Record]:
+    """Each record that comes after these. Looks back as far as it must to meet one that it knows."""
+    seen = {record["event"] for record in known}
     while True:
         time.sleep(FOLLOW_INTERVAL)
         limit = FOLLOW_BATCH
@@ -68,9 +69,18 @@ def _follow(engine: Engine, agent: str | None, records: Sequence[Record]) -> Ite
         while len(found) == limit and limit < FOLLOW_LIMIT and not any(r["event"] in seen for r in found):
             limit *= 4
             found = tail(engine, limit, agent=agent)
-        yield from (record for record in found if record["event"] not in seen)
+        yield from _after(found, seen)
         if found:
             seen = {record["event"] for record in found}
+
+
+def _after(found: Sequence[Record], seen: set[str]) -> Iterator[Record]:
+    """Those that are new: neither seen, nor older than all that was seen.
+
+    Another wall's record may become visible late, in front of one that was seen: it is new all the same.
+    """
+    oldest = next((index for index, record in enumerate(found) if record["event"] in seen), 0)
+    return (record for record in found[oldest:] if record["event"] not in seen)
 
 
 def _line(record: Record) -> str:

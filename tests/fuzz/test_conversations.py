@@ -5,6 +5,7 @@ unjudged arrives, no answer is missing, and what is allowed is byte for byte wha
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 
 import pytest
@@ -18,6 +19,8 @@ from tests.e2e.wall import waiving
 from tests.fuzz.conversation import World, converse, direct
 from tests.fuzz.model import COPIES, INTERNAL, WRITES
 
+#: More of them for a longer run: 20 minutes are about 100,000.
+EXAMPLES = int(os.environ.get("SQLWALL_FUZZ_EXAMPLES", "300"))
 SYNC, FLUSH = frontend.sync(), frontend.flush()
 SNEAKY = "UPDATE watched SET v = 2 WHERE id = 1"
 PLAIN = "INSERT INTO orders VALUES (1)"
@@ -106,7 +109,7 @@ def q(text: str) -> bytes:
 
 fuzzed = settings(
     deadline=None,
-    max_examples=300,
+    max_examples=EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 

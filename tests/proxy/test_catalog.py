@@ -445,3 +445,66 @@ async def test_thousands_of_tables_and_functions_are_read_in_a_second(database: 
     assert len(picture.relations) > 2000
     assert len(picture.functions) > 4000
     assert taken < 2.0
+
+
+async def test_an_operator_on_built_in_types_counts_where_the_path_reaches_it(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute(
+            "CREATE TABLE t (id int); INSERT INTO t VALUES (5); CREATE SCHEMA shadow;"
+            " CREATE FUNCTION shadow.never(int, int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN false; END $$;"
+            " CREATE OPERATOR shadow.= (LEFTARG = int, RIGHTARG = int, FUNCTION = shadow.never)"
+        )
+        text = "SELECT id = 5 FROM t"
+        assert connection.execute(text).fetchone() == (True,)
+        connection.execute("SET search_path = shadow, pg_catalog, public")
+        assert connection.execute(text).fetchone() == (False,)
+    async with opened(database) as cache:
+        assert might_hijack(cache.bind(("shadow", "pg_catalog", "public"), "postgres"), text)
+        assert not might_hijack(cache.bind(("public",), "postgres"), text)
+        database.execute(
+            "CREATE OPERATOR public.= (LEFTARG = int, RIGHTARG = bigint, FUNCTION = int48eq);"
+            " CREATE FUNCTION public.never(int2, int8) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN false; END $$;"
+            " CREATE OPERATOR public.== (LEFTARG = int2, RIGHTARG = int8, FUNCTION = public.never)"
+        )
+        await cache.refresh()
+        homes = cache.bind(("public",), "postgres").homes(FunctionName(None, "==", "operator"))
+        assert [home.schema for home in homes] == ["public"]
+
+
+@pytest.mark.parametrize(
+    "text", ["SELECT (4711).lo_unlink", "SELECT (t.id).lo_unlink FROM t", "SELECT t.lo_unlink FROM t"]
+)
+async def test_a_column_that_is_a_function_is_seen(database: Database, text: str) -> None:
+    database.execute("CREATE TABLE t (id oid)")
+    view = await bound(database)
+    assert might_hijack(view, text)
+    assert not might_hijack(view, text.replace("lo_unlink", "note"))
+
+
+@pytest.mark.parametrize(
+    ("extension", "text"),
+    [
+        ("citext", "SELECT note FROM t WHERE note = 'x' AND name LIKE 'a%'"),
+        ("hstore", "SELECT id FROM t WHERE id = 1 AND name = 'x'"),
+        ("intarray", "SELECT id FROM t WHERE id = 1"),
+        ("pg_trgm", "SELECT name FROM t WHERE name LIKE '%x%' ORDER BY lower(name)"),
+        ("cube", "SELECT id FROM t WHERE id < 5"),
+    ],
+)
+async def test_an_extension_leaves_everyday_statements_alone(
+    database: Database, extension: str, text: str
+) -> None:
+    with database.connect() as connection:
+        query = "SELECT 1 FROM pg_available_extensions WHERE name = %s"
+        if connection.execute(query, (extension,)).fetchone() is None:
+            pytest.skip(f"the server has no {extension}")
+        connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(extension)))
+        connection.execute("CREATE TABLE t (id int, name text, note text)")
+        if extension == "citext":
+            connection.execute("ALTER TABLE t ALTER note TYPE citext")
+    view = await bound(database)
+    facts = statement(text)
+    for called in facts.functions:
+        if view.overloaded(called.name, called.kind) and view.reachable(called, facts):
+            homes = view.homes(called)
+            assert all(home.schema == "pg_catalog" or home.extension == extension for home in homes), called

@@ -26,7 +26,7 @@ from sqlwall.store import agents
 from sqlwall.store.chain import AuditKind
 from sqlwall.store.database import open_store
 from sqlwall.store.verify import tail
-from tests.postgres import Database
+from tests.postgres import Database, Server, fresh_database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -51,6 +51,7 @@ class Serving:
     console: str
     ruleset: Path
     log_file: Path
+    store: str
 
     def connect(self) -> Connection:
         """An agent's session in autocommit mode."""
@@ -167,6 +168,7 @@ def serve(database: Database, folder: Path, **settings: str) -> Iterator[Serving
         f"http://127.0.0.1:{console}",
         ruleset,
         log_file,
+        url,
     )
     workers: list[int] = []
     try:
@@ -181,8 +183,29 @@ def serve(database: Database, folder: Path, **settings: str) -> Iterator[Serving
         eventually(lambda: not any(is_alive(pid) for pid in workers), 30)
 
 
+@pytest.fixture(scope="module")
+def lasting(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One for all tests that leave it running."""
+    with (
+        fresh_database(postgres) as database,
+        serve(database, tmp_path_factory.mktemp("lasting")) as found,
+    ):
+        yield found
+
+
 @pytest.fixture
-def serving(database: Database, tmp_path: Path) -> Iterator[Serving]:
+def serving(lasting: Serving) -> Serving:
+    """The same, under the ruleset that it began with."""
+    if not lasting.ruleset.exists() or lasting.ruleset.read_text() != RULES:
+        lasting.ruleset.write_text(RULES)
+        lasting.reload("reloaded")
+    eventually(lambda: lasting.metric("sqlwall_sessions") == 0 and lasting.metric("sqlwall_ready") == 1)
+    return lasting
+
+
+@pytest.fixture
+def ending(database: Database, tmp_path: Path) -> Iterator[Serving]:
+    """One for a test that ends it."""
     with serve(database, tmp_path) as found:
         yield found
 
@@ -235,6 +258,7 @@ def close(sessions: dict[int, list[Connection]]) -> None:
 
 def test_two_workers_serve_and_the_console_sums_them_up(serving: Serving) -> None:
     assert len(serving.workers()) == 2
+    denied = serving.metric("sqlwall_statements_total", operation="delete", action="deny")
     sessions = spread(serving)
     count = sum(len(several) for several in sessions.values())
     for several in sessions.values():
@@ -244,7 +268,7 @@ def test_two_workers_serve_and_the_console_sums_them_up(serving: Serving) -> Non
                 connection.execute("DELETE FROM t")
     assert serving.metric("sqlwall_workers") == 2
     assert serving.metric("sqlwall_sessions", agent="bot") == count
-    assert serving.metric("sqlwall_statements_total", operation="delete", action="deny") == count
+    assert serving.metric("sqlwall_statements_total", operation="delete", action="deny") == denied + count
     assert serving.read("/healthz")[0] == 200
     status, body = serving.read("/readyz")
     assert (status, json.loads(body)["problems"]) == (200, [])
@@ -286,7 +310,7 @@ def test_a_reload_that_one_worker_cannot_take_over_no_worker_takes_over(
     """The second agent's ruleset is known only to the worker that serves it, and has been broken since."""
     other = tmp_path / "other.yaml"
     other.write_text(RULES)
-    engine = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+    engine = open_store(serving.store)
     try:
         password = agents.add_agent(engine, "second", ruleset=str(other))
     finally:
@@ -308,24 +332,25 @@ def test_a_reload_that_one_worker_cannot_take_over_no_worker_takes_over(
     close(sessions)
 
 
-def test_a_reload_is_on_the_record(serving: Serving, tmp_path: Path) -> None:
+def test_a_reload_is_on_the_record(serving: Serving) -> None:
+    def recorded() -> list[str]:
+        engine = open_store(serving.store, read_only=True)
+        try:
+            records = tail(engine, 1000)
+            return [record["outcome"] for record in records if record["kind"] == AuditKind.RELOAD.value]
+        finally:
+            engine.dispose()
+
+    before = recorded()
     serving.reload("reloaded")
     serving.ruleset.write_text("broken: true")
     serving.reload("reload refused")
-    engine = open_store(f"sqlite:///{tmp_path / 'store.db'}", read_only=True)
-    try:
-        eventually(
-            lambda: (
-                sorted(
-                    record["outcome"]
-                    for record in tail(engine, 100)
-                    if record["kind"] == AuditKind.RELOAD.value
-                )
-                == ["failure", "failure", "success", "success"]
-            )
+    eventually(
+        lambda: (
+            [recorded().count(outcome) - before.count(outcome) for outcome in ("success", "failure")]
+            == [2, 2]
         )
-    finally:
-        engine.dispose()
+    )
 
 
 def test_many_reloads_at_once_come_to_the_last(serving: Serving) -> None:
@@ -342,7 +367,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_sessions_and_comes_back(serv
     sessions = spread(serving)
     victim, other = sessions
     counted = serving.metric("sqlwall_sessions_started_total", agent="bot")
-    assert counted == sum(len(several) for several in sessions.values())
+    restarts = serving.metric("sqlwall_worker_restarts")
     os.kill(victim, signal.SIGKILL)
     for connection in sessions[other]:
         assert one(connection) == 1
@@ -351,7 +376,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_sessions_and_comes_back(serv
             one(connection)
     eventually(lambda: len(serving.workers()) == 2 and serving.metric("sqlwall_ready") == 1)
     assert victim not in serving.workers()
-    assert serving.metric("sqlwall_worker_restarts") == 1
+    assert serving.metric("sqlwall_worker_restarts") == restarts + 1
     assert serving.metric("sqlwall_sessions", agent="bot") == len(sessions[other])
     assert serving.metric("sqlwall_sessions_started_total", agent="bot") == counted, "counters never fall"
     assert all(one(connection) == 1 for connection in sessions[other])
@@ -397,13 +422,13 @@ def test_a_cancel_reaches_the_session_whichever_worker_gets_it(serving: Serving)
 
 
 def test_a_stop_lets_an_open_transaction_finish_and_ends_idle_sessions(
-    serving: Serving, database: Database
+    ending: Serving, database: Database
 ) -> None:
-    with serving.connect() as idle, serving.connect() as busy:
+    with ending.connect() as idle, ending.connect() as busy:
         assert one(idle) == 1
         busy.execute("BEGIN")
         busy.execute("INSERT INTO t VALUES (2)")
-        serving.process.send_signal(signal.SIGTERM)
+        ending.process.send_signal(signal.SIGTERM)
         with pytest.raises(psycopg.OperationalError) as ended:
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline:
@@ -411,11 +436,11 @@ def test_a_stop_lets_an_open_transaction_finish_and_ends_idle_sessions(
                 time.sleep(0.1)
         assert ended.value.sqlstate in ("57P01", None)
         with pytest.raises(psycopg.OperationalError):
-            serving.connect()
+            ending.connect()
         assert one(busy) == 2
-        assert serving.process.poll() is None
+        assert ending.process.poll() is None
         busy.execute("COMMIT")
-    assert serving.process.wait(15) == 0
+    assert ending.process.wait(15) == 0
     with database.connect() as connection:
         assert one(connection) == 2
 
@@ -434,30 +459,26 @@ def test_a_stop_cuts_what_does_not_end_in_time(database: Database, tmp_path: Pat
         assert one(connection) == 1
 
 
-def test_a_second_signal_waits_for_nobody(serving: Serving) -> None:
-    with serving.connect() as busy:
+def test_a_second_signal_waits_for_nobody(ending: Serving) -> None:
+    with ending.connect() as busy:
         busy.execute("BEGIN")
         busy.execute("INSERT INTO t VALUES (4)")
-        serving.process.send_signal(signal.SIGINT)
+        ending.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        assert serving.process.poll() is None
-        serving.process.send_signal(signal.SIGINT)
-        assert serving.process.wait(8) == 0
+        assert ending.process.poll() is None
+        ending.process.send_signal(signal.SIGINT)
+        assert ending.process.wait(8) == 0
+        with pytest.raises(psycopg.OperationalError):
+            busy.execute("COMMIT")
 
 
-def test_workers_without_a_supervisor_end(serving: Serving) -> None:
-    workers = serving.workers()
-    sessions = spread(serving)
-    serving.process.kill()
-    serving.process.wait(10)
+def test_workers_without_a_supervisor_end(ending: Serving) -> None:
+    workers = ending.workers()
+    sessions = spread(ending)
+    ending.process.kill()
+    ending.process.wait(10)
     eventually(lambda: not any(is_alive(pid) for pid in workers), 15)
     for several in sessions.values():
         for connection in several:
             with pytest.raises(psycopg.OperationalError):
                 one(connection)
-
-
-def test_interrupt_ends_it_without_a_traceback(serving: Serving) -> None:
-    serving.process.send_signal(signal.SIGINT)
-    assert serving.process.wait(15) == 0
-    eventually(lambda: serving.workers() == [])
