@@ -260,6 +260,7 @@ class Connection:
         out = ledger.take()
         if out:
             assert self._client is not None
+            self.shared.counters.bytes_to_client += len(out)
             self._client.write(out)
         if ledger.limit_hit is not None:
             self._stop_statement()
@@ -365,6 +366,7 @@ class Connection:
     def send_server(self, data: bytes) -> None:
         """See `lanes.Line`."""
         assert self._server is not None
+        self.shared.counters.bytes_to_server += len(data)
         self._server.write(data)
 
     def send_client(self, data: bytes) -> None:

@@ -31,7 +31,7 @@ from sqlwall.wire.frames import Frame
 logger = logging.getLogger(__name__)
 
 _QUERY, _SYNC, _FLUSH, _FUNCTION_CALL = ord("Q"), ord("S"), ord("H"), ord("F")
-_IDLE = ord("I")
+_IDLE, _FAILED = ord("I"), ord("E")
 _IDLE_NOW = ready_for_query(TransactionStatus.IDLE)
 _FAILED_NOW = ready_for_query(TransactionStatus.FAILED)
 
@@ -374,8 +374,8 @@ class Lane:
 
     async def _note_baseline(self) -> Frame | None:
         """Read the counters before the block's first write. An error, such as a cancel, is the client's answer."""
-        if self._has_baseline:
-            return None
+        if self._has_baseline or self._ledger.status == _FAILED:
+            return None  # in a failed block the counters are not to be had, and what the client says fails by itself
         found = await gate.read_baseline(self._ask)
         if isinstance(found, Frame):
             return found

@@ -66,6 +66,7 @@ class Relay:
         assert self._server is not None
         self._server.write(data)
         self._worker.counters.bytes_from_client += len(data)
+        self._worker.counters.bytes_to_server += len(data)
         if self._frontend is None:
             return
         try:
@@ -81,6 +82,7 @@ class Relay:
         """Bytes of the server; a notice of ours goes between two of its messages."""
         assert self._client is not None
         self._worker.counters.bytes_from_server += len(data)
+        self._worker.counters.bytes_to_client += len(data)
         if self._ruleset().mode is not Mode.WARN or self._backend is None:
             self._client.write(data)
             self._backend = None

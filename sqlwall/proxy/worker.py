@@ -57,10 +57,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A configuration that has been read and found good, and all that was made of it."""
+    """A configuration that has been read and found good, and all that was made of it.
+
+    `agent_rulesets` says by which ruleset each agent is bound; `known` holds the rulesets that there were before.
+    """
 
     config: Config
     rulesets: dict[str, Ruleset]
+    agent_rulesets: dict[str, str]
+    known: frozenset[str]
     accept: AcceptSettings
     upstream: UpstreamSettings
 
@@ -93,6 +98,10 @@ class Worker:
         self._verdicts = VerdictCaches()
         self._catalogs: dict[str, CatalogCache] = {}
         self._sandbox = ParserSandbox()
+        self.counters.watch("cache_hits", lambda: self._facts.hits)
+        self.counters.watch("cache_misses", lambda: self._facts.misses)
+        self.counters.watch("sandbox_deaths", lambda: self._sandbox.deaths)
+        self.counters.watch("sandbox_timeouts", lambda: self._sandbox.timeouts)
         self._connections: dict[Connection | Relay, Link] = {}
         self._cancel_keys: dict[tuple[int, bytes], Connection | Relay] = {}
         self._reserved: dict[str, int] = {}
@@ -167,17 +176,27 @@ class Worker:
 
     def prepare(self, config: Config) -> Prepared:
         """Read what can be changed while running, and change nothing. Raises ConfigError if any of it is bad."""
-        names = {config.ruleset.path, *self._rulesets}
+        own = {agent.name: agent.ruleset for agent in agents.list_agents(self._engine)}
+        bound = {agent: own.get(agent) or config.ruleset.path for agent in self._agent_rulesets}
         return Prepared(
             replace(config, listen=self.config.listen, metrics=self.config.metrics),
-            {name: self._load(name) for name in names},
+            {name: self._load(name) for name in {config.ruleset.path, *bound.values()}},
+            bound,
+            frozenset(self._rulesets),
             AcceptSettings.of(config, client_side_context(config.tls), secret=mock_seed(self._engine)),
             UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect),
         )
 
     def take_over(self, prepared: Prepared) -> None:
-        """Let it hold from now on, for open sessions too. What an agent brought in meanwhile stays."""
-        self._rulesets = self._rulesets | prepared.rulesets
+        """Let it hold from now on, for open sessions too. What a login brought in meanwhile stays."""
+        bound = {name for agent, name in self._agent_rulesets.items() if agent not in prepared.agent_rulesets}
+        late = {
+            name: found
+            for name, found in self._rulesets.items()
+            if name not in prepared.known or name in bound
+        }
+        self._rulesets = late | prepared.rulesets
+        self._agent_rulesets |= prepared.agent_rulesets
         self.accept_settings = prepared.accept
         self.upstream_settings = prepared.upstream
         self.config = prepared.config

@@ -27,6 +27,7 @@ from sqlwall.session.segment import (
     is_change,
     is_executing,
     opens_block,
+    starts_copy,
     unsettles,
     without_snapshot,
 )
@@ -278,7 +279,14 @@ class Examination:
             self._control(step, statement, several=several)
         elif changes:
             self._change(step)
+            if step.kind == Kind.EXECUTE and starts_copy((statement,)) and not self._is_last(step):
+                self._refuse(step, words.pipelined_copy())
         self._unsettled = self._unsettled or runs_code
+
+    def _is_last(self, step: Step) -> bool:
+        """Whether nothing but a Sync or Flush stands behind it."""
+        frames = self._segment.frames
+        return frames[-1].type_code in (_SYNC, _FLUSH) and step.frame is frames[-2]
 
     def _change(self, step: Step) -> None:
         standing = self._standing

@@ -207,6 +207,16 @@ def flushed_write() -> Refusal:
     )
 
 
+def pipelined_copy() -> Refusal:
+    """COPY FROM STDIN with other messages behind it: where its data begins would not be certain."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "pipelined-copy",
+        "COPY FROM STDIN with other messages behind it in one pipeline [pipelined-copy]",
+        "Send a Sync, then the data.",
+    )
+
+
 def unsettled() -> Refusal:
     """Something behind a call of a function that is not known to be harmless: it may have changed what texts mean."""
     return _structural(

@@ -23,7 +23,7 @@ from tests.fuzz.model import ModelServer
 
 LIMIT = 1024 * 1024
 #: Turns of the event loop without any byte after which nothing more will come.
-QUIET_TURNS = 12
+QUIET_TURNS = 80
 
 
 class World:
