@@ -198,10 +198,11 @@ class Examination:
         for prepared in found:
             if prepared.statement is None:
                 continue
-            self._run(step, prepared.statement, several=False)
+            self._run(step, prepared.statement, several=False, is_body=prepared.is_body)
             if step.act == Act.REFUSE:
                 return step
-            self._note_names(prepared.text, prepared.statement)
+            if not prepared.is_body:
+                self._note_names(prepared.text, prepared.statement)
         self._standing.has_run = True
         return step
 
@@ -244,14 +245,14 @@ class Examination:
         step.act = Act.REFUSE
         return False
 
-    def _run(self, step: Step, statement: Statement, *, several: bool) -> None:
-        """One statement that this message runs."""
+    def _run(self, step: Step, statement: Statement, *, several: bool, is_body: bool = False) -> None:
+        """One statement that this message runs, or what was prepared in it."""
         if self._unsettled:
             self._refuse(step, words.unsettled())
             return
         if not self._allows(step, statement):
             return
-        changes = is_change(statement)
+        changes = body_changes(statement) if is_body else is_change(statement)
         runs_code = unsettles(statement)
         if is_executing(statement):
             found = self._statements.find((statement.prepared or "").encode())
@@ -337,9 +338,9 @@ class Examination:
     def _note_names(self, text: bytes, statement: Statement) -> None:
         first = statement.effects[0].operation
         if first is Operation.PREPARE and statement.prepared is not None:
-            self._statements.add(statement.prepared.encode(), Prepared(text, statement))
+            self._statements.add(statement.prepared.encode(), Prepared(text, statement, is_body=True))
         if statement.cursor is not None and first is not Operation.EXECUTE:
-            self._portals.add(statement.cursor.encode(), Prepared(text, statement))
+            self._portals.add(statement.cursor.encode(), Prepared(text, statement, is_body=True))
 
     def _refuse(self, step: Step, refusal: Refusal) -> Step:
         step.act = Act.REFUSE

@@ -14,10 +14,14 @@ from sqlwall.sql.statement import Statement
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prepared text and its facts. `statement` is None for an empty text, which executes to EmptyQueryResponse."""
+    """A prepared text and its facts. `statement` is None for an empty text, which executes to EmptyQueryResponse.
+
+    `is_body` says that the text is a PREPARE or DECLARE, and that its name stands for what was prepared in it.
+    """
 
     text: bytes
     statement: Statement | None
+    is_body: bool = False
 
 
 Candidates = tuple[Prepared, ...]

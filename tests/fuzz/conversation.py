@@ -17,7 +17,7 @@ from sqlwall.rules.ruleset import Ruleset
 from sqlwall.session.ledger import CopyState
 from sqlwall.sql.statement import Unparsable
 from sqlwall.store.audit import AuditLog
-from sqlwall.store.chain import AuditRecord
+from sqlwall.store.chain import AuditKind, AuditRecord
 from sqlwall.wire import frontend
 from tests.fuzz.model import ModelServer
 
@@ -68,14 +68,13 @@ class Record:
     is_accepting = True
 
     def __init__(self) -> None:
-        self.records: list[AuditRecord] = []
+        self.durable: list[AuditRecord] = []
 
     def note(self, record: AuditRecord) -> bool:
-        self.records.append(record)
         return True
 
     def submit(self, record: AuditRecord) -> Future[None]:
-        self.records.append(record)
+        self.durable.append(record)
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -125,6 +124,7 @@ class Conversation:
         recorder = Recorder(
             cast(AuditLog, self.record), self.counters, SessionLabels("bot", "1", "", "shop"), 1024
         )
+        self.server.on_write = self.check_record
         self.connection = Connection(cast(Any, self), world.policy(), recorder, LIMIT, 0.0)
         self.client_pipe, self.server_pipe = Pipe(self, to_server=False), Pipe(self, to_server=True)
         self.connection.start(cast(Any, self.client_pipe), cast(Any, self.server_pipe))
@@ -138,6 +138,11 @@ class Conversation:
         size = self._chunk or len(answer) or 1
         for start in range(0, len(answer), size):
             self.connection.receive_server(answer[start : start + size])
+
+    def check_record(self) -> None:
+        """Each write is on the record before it runs."""
+        recorded = sum(record.kind is AuditKind.STATEMENT for record in self.record.durable)
+        assert recorded >= self.server.written, "a write ran that is not on the record"
 
     async def cancel_upstream(self, connection: Connection) -> None:
         return

@@ -36,6 +36,8 @@ WRITES = {
     "DELETE FROM payroll": ("DELETE 5", ("payroll",)),
 }
 COPIES = {"COPY orders FROM STDIN": ("orders",), "COPY watched FROM STDIN": ("watched", "payroll")}
+#: PREPARE, under a name that the protocol's Parse uses too.
+PREPARES = {f"PREPARE x AS {text}": text for text in (*list(WRITES)[:3], "SELECT 1")}
 #: Texts that are allowed while a transaction has failed.
 EXITS = ("ROLLBACK", "COMMIT", "ROLLBACK TO a", "ROLLBACK AND CHAIN", "COMMIT AND CHAIN", "END")
 
@@ -77,6 +79,8 @@ class ModelServer:
         self._sent: list[bytes] = []
         self.committed: list[str] = []
         self.seen: list[str] = []
+        self.written = 0  # texts that wrote something, committed or not
+        self.on_write: Callable[[], None] = lambda: None
         self.is_closed = False
 
     def feed(self, data: bytes) -> bytes:
@@ -298,6 +302,8 @@ class ModelServer:
         if text in WRITES:
             tag, tables = WRITES[text]
             self._require_writable(current, tag.split()[0])
+            self.written += 1
+            self.on_write()
             current.writes += tables
             current.has_id = True
             self._reply(command_complete(tag.encode()))
@@ -306,6 +312,16 @@ class ModelServer:
             if not is_done:
                 self._reply(data_row([b"1"]))
             self._reply(command_complete(b"SELECT 0" if is_done else b"SELECT 1"))
+        elif text in PREPARES:
+            if b"x" in self._statements:
+                raise Failure("42P05", 'prepared statement "x" already exists')
+            current.has_run = True
+            self._statements[b"x"] = PREPARES[text]
+            self._reply(command_complete(b"PREPARE"))
+        elif text == "EXECUTE x":
+            self._run(self._executed())
+        elif text.startswith(("DEALLOCATE", "DISCARD")):
+            self._deallocate(text, current)
         elif text == "SELECT 1/0":
             raise Failure("22012", "division by zero")
         elif text == "":
@@ -314,6 +330,25 @@ class ModelServer:
             self._ask(text.encode(), current)
         else:
             self._control(text, current)
+
+    def _executed(self) -> str:
+        """What EXECUTE x runs. SQL cannot execute what only the protocol can have parsed."""
+        text = self._statement(b"x")
+        if text not in PREPARES.values():
+            raise Failure("26000", "the model executes no such thing")
+        return text
+
+    def _deallocate(self, text: str, current: Transaction) -> None:
+        if text == "DISCARD ALL" and current.is_explicit:
+            raise Failure("25001", "DISCARD ALL cannot run inside a transaction block")
+        if text == "DEALLOCATE x":
+            self._statement(b"x")
+            del self._statements[b"x"]
+        else:
+            self._statements.clear()
+        if text == "DISCARD ALL":
+            self._portals.clear()
+        self._reply(command_complete(b"DEALLOCATE" if text == "DEALLOCATE x" else text.encode()))
 
     def _ask(self, text: bytes, current: Transaction) -> None:
         rows: list[list[bytes | None]] = []

@@ -17,7 +17,7 @@ from sqlwall.wire import frontend
 from sqlwall.wire.frames import FrameReader, Side
 from tests.e2e.wall import waiving
 from tests.fuzz.conversation import World, converse, direct
-from tests.fuzz.model import COPIES, INTERNAL, WRITES
+from tests.fuzz.model import COPIES, INTERNAL, PREPARES, WRITES
 
 #: More of them for a longer run: 20 minutes are about 100,000.
 EXAMPLES = int(os.environ.get("SQLWALL_FUZZ_EXAMPLES", "300"))
@@ -37,13 +37,14 @@ REFUSED = [
     "PREPARE TRANSACTION 'x'",
     "EXECUTE nope",
 ]
-TEXTS = [*PERMITTED, SNEAKY, *CONTROL, *REFUSED, *COPIES]
+NAMING = [*PREPARES, "EXECUTE x", "DEALLOCATE x", "DEALLOCATE ALL", "DISCARD ALL"]
+TEXTS = [*PERMITTED, SNEAKY, *CONTROL, *NAMING, *REFUSED, *COPIES]
 NAMES = [b"", b"x", b"y"]
 END = [SYNC, frontend.query(b"COMMIT"), frontend.query(b"SELECT 1")]
 #: Refusals of shape, which the server itself would not make, and of writes in a block that a string, or a pipeline
-#: behind its first statement, has opened: such a block is read-only.
+#: behind its first statement, has opened: such a block is read-only. A string is refused whole where one of its names does not exist.
 SHAPES = re.compile(
-    rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy)\]|C25006\0"
+    rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy)\]|C25006\0|C26000\0"
 )
 
 texts, names = st.sampled_from(TEXTS), st.sampled_from(NAMES)
@@ -79,7 +80,7 @@ def world() -> World:
 
 def check_arrivals(seen: list[str]) -> None:
     """Only allowed texts, our own and poisons have arrived."""
-    allowed = {*PERMITTED, SNEAKY, *CONTROL, *COPIES, *INTERNAL, "EXECUTE nope"}
+    allowed = {*PERMITTED, SNEAKY, *CONTROL, *NAMING, *COPIES, *INTERNAL, "EXECUTE nope"}
     for text in seen:
         assert text in allowed or re.fullmatch("_sqlwall_[0-9a-f]{24}", text), text
 
@@ -119,6 +120,18 @@ fuzzed = settings(
 @example([ex(SNEAKY), FLUSH, q("SELECT 1")], True, 0)
 @example([q("BEGIN"), q("SELECT 1/0"), ex("ROLLBACK AND CHAIN"), ex(SNEAKY), ex("COMMIT"), SYNC], False, 0)
 @example([ex(PLAIN), FLUSH, frontend.function_call(1), SYNC], True, 0)
+@example(
+    [q(f"PREPARE x AS {PLAIN}"), q("BEGIN"), frontend.bind(b"", b"x") + frontend.execute(b"") + SYNC], True, 0
+)
+@example(
+    [
+        frontend.parse(b"x", b"SELECT 1") + ex("DEALLOCATE x") + ex(f"PREPARE x AS {SNEAKY}") + SYNC,
+        q("BEGIN"),
+        q("EXECUTE x"),
+    ],
+    True,
+    0,
+)
 @given(st.lists(messages, max_size=14), st.booleans(), st.sampled_from([0, 1, 7]))
 def test_nothing_refused_is_changed_and_no_answer_is_missing(
     world: World, script: list[bytes], waits: bool, chunk: int
@@ -138,7 +151,18 @@ def test_bytes_of_any_kind_end_in_an_answer_or_in_the_end(
 
 
 honest_texts = st.sampled_from(
-    [*PERMITTED, "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT a", "ROLLBACK TO a", "COMMIT AND CHAIN"]
+    [
+        *PERMITTED,
+        *PREPARES,
+        "EXECUTE x",
+        "DEALLOCATE ALL",
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "SAVEPOINT a",
+        "ROLLBACK TO a",
+        "COMMIT AND CHAIN",
+    ]
 )
 pipelines = st.lists(
     st.one_of(
