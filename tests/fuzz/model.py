@@ -79,7 +79,8 @@ class ModelServer:
         self._sent: list[bytes] = []
         self.committed: list[str] = []
         self.seen: list[str] = []
-        self.written = 0  # texts that wrote something, committed or not
+        self.written = 0  # messages that wrote something, committed or not
+        self._has_written = False  # the one that is being answered has
         self.on_write: Callable[[], None] = lambda: None
         self.is_closed = False
 
@@ -114,6 +115,7 @@ class ModelServer:
 
     def _message(self, frame: Frame) -> None:
         code = chr(frame.type_code)
+        self._has_written = False
         if self._copying is not None:
             self._copy(code)
         elif code == "X":
@@ -302,7 +304,8 @@ class ModelServer:
         if text in WRITES:
             tag, tables = WRITES[text]
             self._require_writable(current, tag.split()[0])
-            self.written += 1
+            self.written += not self._has_written
+            self._has_written = True
             self.on_write()
             current.writes += tables
             current.has_id = True
