@@ -4,6 +4,7 @@ SqlwallError
 ├── ProtocolError        a peer broke the protocol; the connection ends (08P01)
 ├── ConfigError          configuration, ruleset or flag is wrong; `problems` lists every one
 ├── StoreError           durable state is unavailable; statements are refused (58000)
+├── SnapshotError        a snapshot is missing, damaged, or not for this database; nothing was changed
 ├── UpstreamError        the server cannot be reached or refused our login
 └── AuthenticationError  the client could not prove who it is (28P01)
 """
@@ -55,6 +56,10 @@ class ConfigError(SqlwallError):
 
 class StoreError(SqlwallError):
     """The store cannot be read or written; whoever needs it must fail closed."""
+
+
+class SnapshotError(SqlwallError):
+    """A snapshot cannot be read, or cannot be used where it was asked for. Nothing was changed."""
 
 
 class UpstreamError(SqlwallError):
