@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from sqlwall.errors import ProtocolError, SqlwallError
+from sqlwall.proxy.guard import Keeper
 from sqlwall.proxy.lanes import Lane, refuse_whole
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.policy import SessionPolicy
@@ -119,10 +120,12 @@ class Connection:
         recorder: Recorder,
         segment_limit: int,
         statement_timeout: float,
+        keeper: Keeper | None = None,
     ) -> None:
         self.shared = shared
         self.policy = policy
         self.recorder = recorder
+        self.keeper = keeper
         self.session = Session(policy, segment_limit, new_ulid)
         self.agent = policy.identity.agent
         self.deadline = 0.0

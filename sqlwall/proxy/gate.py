@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from sqlwall.proxy.guard import Guard, ServerError, Uncovered
 from sqlwall.rules.context import Context
-from sqlwall.rules.judge import judge_witness
+from sqlwall.rules.judge import judge_witness, tightest
 from sqlwall.rules.ruleset import Ruleset
-from sqlwall.rules.verdict import Action, SnapshotPolicy
+from sqlwall.rules.verdict import Action, Limits, SnapshotPolicy
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import witness
+from sqlwall.snapshot.manifest import Manifest
 from sqlwall.sql.statement import Operation
 from sqlwall.wire.frames import Frame
 
@@ -26,9 +28,10 @@ Ask = Callable[[bytes], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """The transaction may commit. `xid` is None if it wrote nothing."""
+    """The transaction may commit. `xid` is None if it wrote nothing; `snapshot` covers what no rule waives."""
 
     xid: str | None
+    snapshot: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,9 @@ async def examine_commit(
     *,
     holds: bool,
     rolled_back: bool,
+    guard: Guard | None = None,
 ) -> Outcome:
-    """Ask the server what the open transaction has written, and the ruleset whether it may stay.
+    """Ask the server what the open transaction has written, and the ruleset whether it may stay; `guard` snapshots it.
 
     `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT; `rolled_back` that a permitted
     write in it was undone by ROLLBACK TO.
@@ -75,10 +79,19 @@ async def examine_commit(
     state = await _settle_constraints(ask)
     if not isinstance(state, witness.Witnesses):
         return state
-    decision = witness.decide(baseline, state, _permission(ruleset, contexts), rolled_back=rolled_back)
+    permission = Permission(ruleset, contexts, can_cover=guard is not None)
+    decision = witness.decide(baseline, state, permission.decide, rolled_back=rolled_back)
     if isinstance(decision, witness.Refused):
         return Refused(decision.reason, "gate", decision.relation)
-    return Passed(xid)
+    if not decision.uncovered or guard is None:
+        return Passed(xid)
+    try:
+        found = await guard.cover(int(xid), decision.uncovered, permission.limits, ruleset.digest)
+    except ServerError as error:
+        return Failed(error.frame)
+    if isinstance(found, Uncovered):
+        return Refused(found.reason, f"snapshot-{found.kind}", found.target)
+    return Passed(xid, found)
 
 
 async def _commit_nothing(ask: Ask, *, holds: bool) -> Outcome:
@@ -121,19 +134,27 @@ async def read_baseline(ask: Ask) -> witness.Witnesses | Frame | None:
     return answer.error if answer.error is not None else witness.decode_witnesses(answer.rows)
 
 
-def _permission(
-    ruleset: Ruleset, contexts: tuple[Context, ...]
-) -> Callable[[Operation, str, str], witness.Decision]:
-    def permitted(operation: Operation, schema: str, name: str) -> witness.Decision:
-        for context in contexts:
-            verdict = judge_witness(operation, schema, name, context, ruleset)
+class Permission:
+    """What the ruleset says of measured writes, under every search_path of the session. `limits` are those met so far."""
+
+    def __init__(self, ruleset: Ruleset, contexts: tuple[Context, ...], *, can_cover: bool) -> None:
+        self._ruleset = ruleset
+        self._contexts = contexts
+        self._can_cover = can_cover
+        self.limits = Limits()
+
+    def decide(self, operation: Operation, schema: str, name: str) -> witness.Decision:
+        """Whether the agent may do this to that relation, and whether only with a snapshot."""
+        must_cover = False
+        for context in self._contexts:
+            verdict = judge_witness(operation, schema, name, context, self._ruleset)
             if verdict.action is not Action.ALLOW:
                 return witness.Decision(False, f"{verdict.reason} [{verdict.rule}]")
-            if verdict.snapshot is not SnapshotPolicy.NONE:
+            must_cover = must_cover or verdict.snapshot is not SnapshotPolicy.NONE
+            if must_cover and not self._can_cover:
                 return witness.Decision(False, f"no snapshot covers it [{verdict.rule}]")
-        return witness.Decision(bool(contexts), "nobody was there to ask for")
-
-    return permitted
+            self.limits = tightest((self.limits, verdict.limits))
+        return witness.Decision(bool(self._contexts), "nobody was there to ask for", must_cover)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from sqlwall.errors import SqlwallError, StoreError
 from sqlwall.proxy import gate
+from sqlwall.proxy.capture import Capture, TooMany
+from sqlwall.proxy.guard import Guard, Keeper
 from sqlwall.proxy.policy import SessionPolicy
 from sqlwall.proxy.record import Recorder
 from sqlwall.session import refusal as words
-from sqlwall.session.internal import Answer, Internal
+from sqlwall.session.internal import Answer, Internal, TypesOfStatement
 from sqlwall.session.ledger import Expectation, Kind
 from sqlwall.session.refusal import Refusal
 from sqlwall.session.segment import Act, Segment, Step, only_rolls_back
 from sqlwall.session.session import Session
+from sqlwall.snapshot.manifest import Manifest
 from sqlwall.snapshot.witness import Witnesses
 from sqlwall.sql.statement import Statement, Unparsable
 from sqlwall.wire import frontend
@@ -50,6 +53,7 @@ class Line(Protocol):
     session: Session
     policy: SessionPolicy
     recorder: Recorder
+    keeper: Keeper | None
 
     def send_server(self, data: bytes) -> None:
         """Write upstream."""
@@ -68,7 +72,11 @@ class Line(Protocol):
 
 
 class Lane:
-    """The slow lane of one connection. `baseline` is what the counters said before the open block's first write."""
+    """The slow lane of one connection. `baseline` is what the counters said before the open block's first write.
+
+    `guard` and `capture` are None where no snapshots are taken; `prepared` is the snapshot of a transaction whose COMMIT
+    has not been answered yet.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -76,6 +84,13 @@ class Lane:
         self._ledger = line.session.ledger
         self._baseline: Witnesses | None = None
         self._baseline_of = -1  # the number of the transaction in which it was read
+        self._guard: Guard | None = None
+        self._capture: Capture | None = None
+        self._prepared: Manifest | None = None
+        keeper = line.keeper
+        if keeper is not None:
+            self._guard = Guard(self._ask_texts, keeper, line.recorder.guarded)
+            self._capture = Capture(self, self._guard, keeper.captures)
 
     @property
     def _has_baseline(self) -> bool:
@@ -140,9 +155,12 @@ class Lane:
         elif step.act == Act.COMMIT:
             await self._commit_query(step, event)
         else:
-            error = await self._note_baseline() if step.act == Act.RECORD else None
-            if error is not None:
-                self._line.send_client(error.raw + _FAILED_NOW)
+            found = await self._before_write(step, event) if step.act == Act.RECORD else None
+            if isinstance(found, Frame):
+                self._line.send_client(found.raw + _FAILED_NOW)
+                return
+            if found is not None:
+                await self._refuse_query(step)
                 return
             expectation = self._forward(step)
             if step.act == Act.BEGIN:
@@ -165,6 +183,11 @@ class Lane:
         """A permitted write outside a block: the client's Query verbatim, inside a transaction of ours."""
         refused = await self._begin_ours()
         if not refused:
+            found = await self._before_write(step, event)
+            if found is not None:
+                refused = found.raw if isinstance(found, Frame) else found.to_bytes()
+                await self._roll_back()
+        if not refused:
             self._ledger.start_batch()
             self._ledger.hold_from(len(step.statements))
             self._forward(step).holds_ready = True
@@ -184,9 +207,10 @@ class Lane:
             self._line.send_client(error + _IDLE_NOW)
             self._session.end_transaction()
             return
-        self._forward(step)
+        expectation = self._forward(step)
         await self._line.settled()
         self._baseline_of = -1
+        self._settle(is_committed=not expectation.failed and expectation.tags == [b"COMMIT"])
 
     # -- a pipeline of the extended protocol
 
@@ -197,6 +221,7 @@ class Lane:
         if is_write and not await self._open_for_write(segment):
             return
         pending: list[bytes] = []
+        committing: Expectation | None = None
         for step in segment.steps:
             if step.act == Act.REFUSE:
                 assert step.refusal is not None
@@ -206,8 +231,10 @@ class Lane:
                 break
             if not await self._prepare_step(step, pending, event):
                 break
-            self._session.expect_step(step)
+            expectation = self._session.expect_step(step)
             pending.append(step.frame.raw)
+            if step.act == Act.COMMIT:
+                committing = expectation
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
                 self._baseline_of = -1
                 pending.append(self._splice())
@@ -215,15 +242,22 @@ class Lane:
             await self._finish_ours(segment, pending, event)
         else:
             await self._finish(segment, pending)
+        if committing is not None:
+            self._settle(is_committed=not committing.failed and committing.tags == [b"COMMIT"])
 
     async def _prepare_step(self, step: Step, pending: list[bytes], event: str) -> bool:
         """What has to happen before a step is forwarded; False if it must not be, nor anything up to Sync."""
-        if step.act == Act.RECORD and not self._has_baseline:
+        if step.kind == Kind.BIND and self._capture is not None:
+            self._capture.note_bind(step)
+        if step.act == Act.WRITE or (step.act == Act.RECORD and (self._capture or not self._has_baseline)):
             if not await self._pause(pending):
                 return False
-            error = await self._note_baseline()
-            if error is not None:
-                self._fail_pipeline(error.raw)
+            found = await self._before_write(step, event)
+            if isinstance(found, Frame):
+                self._fail_pipeline(found.raw)
+                return False
+            if found is not None:
+                pending.append(self._poisoned(found, step.kind))
                 return False
         elif step.act == Act.COMMIT:
             if not await self._pause(pending):
@@ -342,12 +376,15 @@ class Lane:
                 policy.contexts,
                 holds=self._session.has_held_cursor,
                 rolled_back=self._session.has_rolled_back,
+                guard=self._guard,
             )
+            self._prepared = outcome.snapshot if isinstance(outcome, gate.Passed) else None
             await self._line.recorder.gate(outcome, event)
             if isinstance(outcome, gate.Passed):
                 if commit is None:
                     return b""
                 answer = await self._ask(commit)
+                self._settle(is_committed=answer.error is None)
                 if answer.error is None:
                     return b""
                 error = answer.error.raw
@@ -361,6 +398,7 @@ class Lane:
             error = words.rolled_back(event).to_bytes()
         if self._ledger.status != _IDLE:
             await self._roll_back()
+        self._settle(is_committed=False)
         self._baseline_of = -1
         return error
 
@@ -381,14 +419,59 @@ class Lane:
             return found
         self._baseline = found
         self._baseline_of = self._session.transactions
+        if self._guard is not None:
+            self._guard.forget()
         return None
+
+    async def _before_write(self, step: Step, event: str) -> Refusal | Frame | None:
+        """Baseline and capture before a permitted write; a Frame is the server's error, to be the client's answer."""
+        if self._ledger.status == _FAILED:
+            return None  # what the client says fails by itself
+        error = await self._note_baseline()
+        if error is not None or self._capture is None:
+            return error
+        found = await self._capture.before(step)
+        if not isinstance(found, TooMany):
+            return found
+        verdict = step.verdicts[-1]
+        step.refusal = words.too_many_rows(verdict, found.limit, event)
+        await self._line.recorder.refusal(step, event)
+        return step.refusal
+
+    def _settle(self, *, is_committed: bool) -> None:
+        """The outcome of the transaction whose snapshot is prepared is known."""
+        if self._prepared is not None and self._guard is not None:
+            self._guard.settle(self._prepared, is_committed=is_committed)
+        self._prepared = None
 
     async def _ask(self, sql: bytes) -> Answer:
         """Run one statement of ours, on an idle line or inside an explicit transaction, where a Sync is harmless."""
-        internal = Internal(self._name(), sql)
-        self._line.send_server(internal.messages(self._ledger, sync=True))
+        (answer,) = await self.ask_all((self.new_internal(sql),))
+        return answer
+
+    async def _ask_texts(self, texts: Sequence[bytes]) -> list[Answer]:
+        return await self.ask_all([self.new_internal(sql) for sql in texts])
+
+    def new_internal(
+        self, sql: bytes, types: Sequence[int] = (), bound: frontend.Bind | None = None
+    ) -> Internal:
+        """See `capture.Asking`."""
+        return Internal(self._name(), sql, types, bound)
+
+    async def ask_all(self, internals: Sequence[Internal]) -> list[Answer]:
+        """See `capture.Asking`. The server skips those behind one that fails."""
+        last = len(internals) - 1
+        self._line.send_server(
+            b"".join(one.messages(self._ledger, sync=place == last) for place, one in enumerate(internals))
+        )
         await self._line.settled()
-        return internal.answer()
+        return [internal.answer() for internal in internals]
+
+    async def ask_types(self, statement: TypesOfStatement) -> tuple[int, ...] | Frame:
+        """See `capture.Asking`."""
+        self._line.send_server(statement.messages(self._ledger))
+        await self._line.settled()
+        return statement.answer()
 
     def _splice(self) -> bytes:
         """Our switch to read-write behind the client's BEGIN."""

@@ -16,7 +16,8 @@ from sqlwall.proxy.connection import Connection
 from sqlwall.proxy.observe import Relay
 from sqlwall.proxy.pipe import Pipe
 from sqlwall.proxy.policy import Identity, SessionPolicy
-from sqlwall.proxy.record import Recorder, SessionLabels
+from sqlwall.proxy.labels import SessionLabels
+from sqlwall.proxy.record import Recorder
 from sqlwall.proxy.startup import LoginRefusedError
 from sqlwall.proxy.upstream import Upstream, client_refusal, connect_upstream, query_rows
 from sqlwall.rules.ruleset import Mode, Ruleset

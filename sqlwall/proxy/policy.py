@@ -141,6 +141,7 @@ class SessionPolicy:
         catalog: Catalog,
         *,
         is_standby: bool = False,
+        can_cover: bool = False,
     ) -> None:
         self.identity = identity
         self._facts = facts
@@ -148,6 +149,7 @@ class SessionPolicy:
         self._live_ruleset = ruleset
         self._catalog = catalog
         self._is_standby = is_standby
+        self._can_cover = can_cover
         self._paths: tuple[Path, ...] = (search_path,)
         self._large: dict[bytes, Facts] = {}
         self.ruleset = ruleset()
@@ -227,6 +229,10 @@ class SessionPolicy:
     def permits_writes(self) -> bool:
         """See `session.examine.Policy`."""
         return self.ruleset.permits_writes and not self._is_standby
+
+    def can_cover(self) -> bool:
+        """See `session.examine.Policy`."""
+        return self._can_cover
 
     def expect_setting(self, name: str, value: str | None) -> Refusal | None:
         """See `session.examine.Policy`."""

@@ -6,10 +6,9 @@ Reads are noted in batches; refusals, verdicts on writes and the gate's outcomes
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-
 from sqlwall.errors import StoreError
 from sqlwall.proxy import gate
+from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session.segment import Step
@@ -21,16 +20,6 @@ from sqlwall.store.stamp import new_ulid, utc_now
 DURABLE_TIMEOUT = 30.0
 #: Different texts that may gather before they are written.
 READS_LIMIT = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLabels:
-    """What every record of a session carries."""
-
-    agent: str
-    session: str
-    client: str
-    database: str
 
 
 class Reads:
@@ -62,6 +51,11 @@ class Recorder:
         self._labels = labels
         self._statement_bytes = statement_bytes
         self._reads: dict[tuple[bytes, int], Reads] = {}
+
+    @property
+    def guarded(self) -> SessionLabels:
+        """Whose transactions these are."""
+        return self._labels
 
     @property
     def agent(self) -> str:

@@ -96,7 +96,7 @@ def strictest(verdicts: Iterable[Verdict]) -> Verdict:
     return replace(
         worst,
         snapshot=max(verdict.snapshot for verdict in found),
-        limits=_tightest(verdict.limits for verdict in found),
+        limits=tightest(verdict.limits for verdict in found),
     )
 
 
@@ -113,7 +113,7 @@ def _enforced(statement: Statement, context: Context, ruleset: Ruleset) -> Verdi
             return verdict
         snapshot = max(snapshot, verdict.snapshot)
         if verdict.limits is not _NO_LIMITS:
-            limits = _tightest((limits, verdict.limits))
+            limits = tightest((limits, verdict.limits))
         if decided is None or _weight(verdict) > _weight(decided):
             decided = verdict
     if decided is not None:
@@ -150,7 +150,7 @@ def _judge_act(act: Act, statement: Statement, context: Context, ruleset: Rulese
         operation=_shown(act.operation.value),
         target=act.target,
         snapshot=_snapshot(chosen, covering, act.operation),
-        limits=chosen.limits if len(covering) == 1 else _tightest(rule.limits for rule in covering),
+        limits=chosen.limits if len(covering) == 1 else tightest(rule.limits for rule in covering),
         retryable=chosen.action is Action.HOLD,
         judged=chosen.action,
     )
@@ -287,7 +287,7 @@ def _relaxed(verdict: Verdict, mode: Mode) -> Verdict:
     )
 
 
-def _tightest(several: Iterable[Limits]) -> Limits:
+def tightest(several: Iterable[Limits]) -> Limits:
     """The smallest of each bound; None bounds nothing."""
     found = list(several)
     return Limits(
@@ -295,6 +295,8 @@ def _tightest(several: Iterable[Limits]) -> Limits:
         bytes=_least(limits.bytes for limits in found),
         time=_least(limits.time for limits in found),
         transaction_rows=_least(limits.transaction_rows for limits in found),
+        share=_least(limits.share for limits in found),
+        scan=_least(limits.scan for limits in found),
     )
 
 

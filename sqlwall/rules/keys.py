@@ -60,6 +60,7 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 SIZE_UNITS: Mapping[str, float] = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 TIME_UNITS: Mapping[str, float] = {"ms": 0.001, "s": 1, "min": 60}
+SHARE_UNITS: Mapping[str, float] = {"%": 0.01}
 
 
 def compile_template(text: str) -> str:
@@ -89,12 +90,14 @@ def compile_setting(text: str) -> Any:
 
 def build_limits(values: Mapping[str, Any], node: Node, report: Report) -> Limits:
     """`limits:`; sizes come as numbers of bytes, times as seconds."""
-    size = values.get("bytes")
+    size, scan = values.get("bytes"), values.get("scan")
     return Limits(
         rows=values.get("rows"),
         bytes=None if size is None else int(size),
         time=values.get("time"),
         transaction_rows=values.get("transaction_rows"),
+        share=values.get("share"),
+        scan=None if scan is None else int(scan),
     )
 
 
@@ -208,6 +211,11 @@ LIMIT_KEYS: Mapping[str, Key] = {
     "bytes": Key(Measure(SIZE_UNITS, "a size such as 10MiB"), "Bytes of one result: B, KiB, MiB or GiB."),
     "time": Key(Measure(TIME_UNITS, "a time such as 30s"), "How long one statement may run: ms, s or min."),
     "transaction_rows": Key(Whole(), "Rows that one transaction may write."),
+    "share": Key(Measure(SHARE_UNITS, "a percentage such as 10%"), "Share of a table's rows that may be changed."),
+    "scan": Key(
+        Measure(SIZE_UNITS, "a size such as 1GiB"),
+        "How large a table may be that is looked at whole, where counts cannot prove that a snapshot is complete.",
+    ),
 }
 
 RULE_KEYS: Mapping[str, Key] = {

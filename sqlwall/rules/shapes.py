@@ -170,7 +170,7 @@ class Measure:
 
     def read(self, node: Node, report: Report) -> float:
         text = _scalar(node, report, ("str", "int"), self.wanted)
-        number = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", text)
+        number = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*|%)", text)
         if number is None or number[2] not in self.units or int(number[1]) == 0:
             unit = number[2] if number else ""
             hint = nearest(unit, self.units) if unit and unit not in self.units else ""

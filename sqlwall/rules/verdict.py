@@ -23,12 +23,19 @@ class SnapshotPolicy(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on one statement; None is unlimited. `rows` returned or written, `bytes` of result, `time` in seconds."""
+    """Bounds on one statement; None is unlimited.
+
+    `rows` returned or written, `bytes` of result, `time` in seconds; `transaction_rows` written by a whole transaction,
+    `share` of one table's rows (0 to 1). `scan` is the size in bytes up to which a table is looked at whole to prove that
+    a snapshot covers what was changed in it.
+    """
 
     rows: int | None = None
     bytes: int | None = None
     time: float | None = None
     transaction_rows: int | None = None
+    share: float | None = None
+    scan: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ class Policy(Protocol):
     def permits_writes(self) -> bool:
         """Whether any rule could permit this agent a write: whether its transactions are opened read-write."""
 
+    def can_cover(self) -> bool:
+        """Whether snapshots can be taken at all."""
+
     def expect_setting(self, name: str, value: str | None) -> Refusal | None:
         """An allowed statement is about to set this; from here on it may hold. Or why that is too much."""
 
@@ -234,7 +237,9 @@ class Examination:
                 return
 
     def _allows(self, step: Step, statement: Statement) -> bool:
-        verdict = without_snapshot(statement, self._policy.judge(statement))
+        verdict = without_snapshot(
+            statement, self._policy.judge(statement), can_cover=self._policy.can_cover()
+        )
         step.verdicts = (*step.verdicts, verdict)
         if verdict.action is Action.ALLOW:
             limit = verdict.limits.time

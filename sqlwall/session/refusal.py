@@ -128,6 +128,18 @@ def over_limit(what: str, rule: str, event: str) -> Refusal:
     )
 
 
+def too_many_rows(verdict: Verdict, limit: int, event: str) -> Refusal:
+    """A write would change more rows than its rule allows; it was not begun."""
+    what = " on ".join(part for part in (verdict.operation.upper(), verdict.target[:130]) if part)
+    return Refusal(
+        sqlstate.CONFIGURATION_LIMIT_EXCEEDED,
+        f"sqlwall denied {what} [{verdict.rule}]: more than {limit} rows. Nothing was executed. Do not retry unchanged.",
+        f"rule={verdict.rule} retryable=false event={event}",
+        "Change fewer rows at a time: add a condition to the WHERE clause.",
+        verdict.rule,
+    )
+
+
 def ending(state: str, message: str) -> Refusal:
     """The last message of a connection that sqlwall ends."""
     return Refusal(state, message, severity="FATAL")

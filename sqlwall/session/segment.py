@@ -197,13 +197,35 @@ def is_executing(statement: Statement) -> bool:
     return any(effect.operation is Operation.EXECUTE for effect in statement.effects)
 
 
-def without_snapshot(statement: Statement, verdict: Verdict) -> Verdict:
-    """The verdict on a write while no before-image can be taken: no snapshot, no write."""
-    if verdict.action is not Action.ALLOW or verdict.snapshot is not SnapshotPolicy.REQUIRED:
+#: Operations whose every change the guard can cover, or that come to such ones.
+_COVERABLE = frozenset(
+    {
+        Operation.INSERT,
+        Operation.UPDATE,
+        Operation.DELETE,
+        Operation.MERGE,
+        Operation.COPY_IN,
+        Operation.CALL,
+        Operation.DO,
+    }
+)
+
+
+def needs_snapshot(verdict: Verdict) -> bool:
+    """Whether an allowed statement may commit only with a snapshot."""
+    return verdict.action is Action.ALLOW and verdict.snapshot is SnapshotPolicy.REQUIRED
+
+
+def without_snapshot(statement: Statement, verdict: Verdict, *, can_cover: bool) -> Verdict:
+    """The verdict on a write of which no before-image can be taken: no snapshot, no write."""
+    if not needs_snapshot(verdict):
         return verdict
-    if not body_changes(statement):
+    changing = [effect for effect in statement.effects if effect.operation in _CHANGING]
+    if can_cover:
+        changing = [effect for effect in changing if effect.operation not in _COVERABLE]
+    if not changing:
         return verdict
-    effect = next((e for e in statement.effects if e.operation in _CHANGING), statement.effects[0])
+    effect = changing[0]
     return Verdict(
         Action.DENY,
         verdict.rule,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sqlwall.snapshot.proof import Deltas
 from sqlwall.sql.statement import Operation
 
 #: One row: the transaction's id, NULL if it has written nothing.
@@ -121,15 +122,33 @@ class Witnesses:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether one written relation may stay so; if not, why."""
+    """Whether one written relation may stay so; if not, why. `must_cover` says that only with a snapshot."""
 
     is_permitted: bool
     reason: str
+    must_cover: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What the server counted for one table that a snapshot has to cover. `oid` is its object id in decimal."""
+
+    oid: str
+    schema: str
+    name: str
+    deltas: Deltas
+
+    @property
+    def label(self) -> str:
+        """The server's own name for it, as messages show it."""
+        return f"{self.schema}.{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Everything that was written is permitted."""
+    """Everything that was written is permitted; `uncovered` may stay only with a snapshot."""
+
+    uncovered: tuple[Write, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +186,7 @@ def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
 def decide(
     baseline: Witnesses | None, now: Witnesses, permitted: Permitted, *, rolled_back: bool = False
 ) -> Accepted | Refused:
-    """Whether a transaction that has an id may commit, where no row is covered by a snapshot.
+    """Whether a transaction that has an id may commit, and what a snapshot must cover before.
 
     Without a baseline the counters may be those of earlier transactions of the session, and count all the same. A table
     that is locked for writing, where no row is counted, may have been written by code that switched the counters off:
@@ -180,19 +199,27 @@ def decide(
     if now.gone:
         return Refused("a table was created or dropped behind the statement")
     is_witnessed = now.row_locks > 0 or rolled_back
+    uncovered: list[Write] = []
     for oid, witness in now.relations.items():
         before = baseline.relations.get(oid) if baseline is not None else None
-        written = _operations(witness, _delta(before, witness))
+        delta = _delta(before, witness)
+        written = _operations(witness, delta)
         if isinstance(written, Refused):
             return written
+        must_cover = False
         for operation in written:
             decision = permitted(operation, witness.schema, witness.name)
             if not decision.is_permitted:
                 return Refused(f"{operation.value.upper()}: {decision.reason}", witness.label, operation)
+            must_cover = must_cover or decision.must_cover
+        if must_cover and witness.kind == "S":
+            return Refused("UPDATE: no snapshot brings a sequence back", witness.label, Operation.UPDATE)
+        if must_cover:
+            uncovered.append(Write(oid, witness.schema, witness.name, Deltas(*delta)))
         is_witnessed = is_witnessed or bool(written)
     if not is_witnessed:
         return Refused("something was written that no witness shows, such as a log message")
-    return Accepted()
+    return Accepted(tuple(uncovered))
 
 
 def _delta(before: Witness | None, now: Witness) -> tuple[int, int, int]:

@@ -11,7 +11,8 @@ from typing import Any, cast
 from sqlwall.proxy.connection import Connection
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
-from sqlwall.proxy.record import Recorder, SessionLabels
+from sqlwall.proxy.labels import SessionLabels
+from sqlwall.proxy.record import Recorder
 from sqlwall.rules.context import StaticCatalog
 from sqlwall.rules.ruleset import Ruleset
 from sqlwall.session.ledger import CopyState

@@ -90,6 +90,9 @@ class Script:
     def permits_writes(self) -> bool:
         return self.writes
 
+    def can_cover(self) -> bool:
+        return False
+
     def expect_setting(self, name: str, value: str | None) -> Refusal | None:
         self.settings.append((name, value))
         return None

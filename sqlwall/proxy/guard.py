@@ -1,0 +1,423 @@
+"""The guarded lane's second half: before an agent's transaction commits, every row that it changed is found, shown to be
+all, and made durable outside the database (DESIGN section 4, promise 3).
+
+Which rows are gone is found by a sandwich (MECHANICS, section 2): the observer sees a committed row, the agent's own
+transaction no longer sees it, and the observer sees the same version again. So a row that somebody else changed in
+between is never taken for one of ours, whatever locks were taken or lost. The observer's image of it is the before-image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from sqlwall.errors import SnapshotError
+from sqlwall.proxy.labels import SessionLabels
+from sqlwall.proxy.observer import Observer, Observers, Table
+from sqlwall.proxy.tasks import TaskSet
+from sqlwall.rules.verdict import Limits
+from sqlwall.session.internal import Answer
+from sqlwall.snapshot import proof, queries
+from sqlwall.snapshot.images import Tid, batches, copy_line, read_tid
+from sqlwall.snapshot.manifest import Change, Manifest, Part
+from sqlwall.snapshot.witness import Write
+from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter
+from sqlwall.store.stamp import format_time, new_ulid, utc_now
+from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
+from sqlwall.sql.statement import Statement
+from sqlwall.wire.frames import Frame
+
+#: Row versions that are asked about at a time.
+BATCH = 1000
+#: Bytes of images that gather before they are written to disk.
+PAGE = 1 << 20
+#: Tables up to this size are looked at whole where a rule says nothing (bytes).
+SCAN_LIMIT = 1 << 30
+#: Blocks at the end of a table where inserted rows are looked for before the whole is.
+TAIL = 64
+BLOCK = 8192
+#: Texts whose capture is remembered.
+TEXTS_LIMIT = 2_000
+#: Statements of one transaction that a manifest names, and characters of each.
+STATEMENTS_LIMIT = 100
+STATEMENT_LENGTH = 4096
+
+Ask = Callable[[Sequence[bytes]], Awaitable[list[Answer]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Uncovered:
+    """A snapshot could not be shown to cover what was written: why, on what. `kind` is a short word for metrics."""
+
+    reason: str
+    target: str
+    kind: str
+
+
+class ServerError(Exception):
+    """One of our statements on the agent's session failed, perhaps by the client's own cancel: the client's answer."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__("the server failed a statement of ours")
+        self.frame = frame
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+    """Leaves the guard's depths with an answer."""
+
+    def __init__(self, uncovered: Uncovered) -> None:
+        super().__init__(uncovered.reason)
+        self.uncovered = uncovered
+
+
+class CaptureTexts:
+    """What capture each text leads to. Shared by a worker's sessions."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, CaptureText | NotCapturable] = {}
+
+    def find(self, text: bytes, statement: Statement) -> CaptureText | NotCapturable:
+        """The capture of a text that holds this one statement."""
+        found = self._known.get(text)
+        if found is None:
+            if len(self._known) >= TEXTS_LIMIT:
+                self._known.clear()
+            found = self._known[text] = capture_text(text, statement)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What the guards of a worker share: sessions that see committed rows, where snapshots go, what lists the rows that a
+    text will touch, and what goes on behind the sessions.
+    """
+
+    observers: Observers
+    snapshots: Snapshots
+    captures: CaptureTexts
+    tasks: TaskSet
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What is found out about one table: row versions that are gone, and those that took their place or came anew."""
+
+    write: Write
+    table: Table
+    gone: list[Tid] = field(default_factory=list)
+    came: list[Tid] = field(default_factory=list)
+    proof: proof.Proof = proof.Proof.COUNTED
+
+
+class Guard:
+    """The guard of one connection. `candidates` are the row versions that captures have listed, by table."""
+
+    def __init__(self, ask: Ask, keeper: Keeper, labels: SessionLabels) -> None:
+        self._ask = ask
+        self._keeper = keeper
+        self._labels = labels
+        self._candidates: dict[str, dict[Tid, None]] = {}
+        self._statements: list[str] = []
+
+    def forget(self) -> None:
+        """The transaction is over."""
+        self._candidates.clear()
+        self._statements.clear()
+
+    def note_statement(self, text: bytes) -> None:
+        """A text that is about to write."""
+        if len(self._statements) < STATEMENTS_LIMIT:
+            self._statements.append(text.decode("utf-8", "replace")[:STATEMENT_LENGTH])
+
+    def note_candidates(self, oid: str, tids: Sequence[Tid]) -> None:
+        """Rows that the next write may change."""
+        self._candidates.setdefault(oid, {}).update(dict.fromkeys(tids))
+
+    async def cover(
+        self, xid: int, writes: Sequence[Write], limits: Limits, ruleset: str
+    ) -> Manifest | Uncovered | None:
+        """Take the snapshot of all that the open transaction has changed in these tables; None if that is nothing.
+
+        When it returns a manifest, the snapshot is durable and in state prepared. Raises ServerError, and SqlwallError
+        where observer or store cannot be used.
+        """
+        try:
+            async with self._keeper.observers.borrow(self._labels.database) as observer:
+                found = await self._known(writes, observer)
+                for evidence in found:
+                    await self._find_gone(evidence, observer, limits)
+                    await self._find_came(xid, evidence, limits)
+                found = [evidence for evidence in found if evidence.gone or evidence.came]
+                _check_limits(found, limits, is_single=len(self._statements) == 1)
+                return await self._write(xid, found, observer, ruleset) if found else None
+        except Refusal as refusal:
+            return refusal.uncovered
+
+    def settle(self, manifest: Manifest, *, is_committed: bool) -> None:
+        """The transaction's end is known. Should this not be written down, the server is asked for it later."""
+        state = SnapshotState.COMMITTED if is_committed else SnapshotState.ABORTED
+        settling = asyncio.to_thread(self._keeper.snapshots.settle, manifest.id, state)
+        self._keeper.tasks.spawn(settling, f"settling of snapshot {manifest.id}")
+
+    # -- what is there
+
+    async def _known(self, writes: Sequence[Write], observer: Observer) -> list[Evidence]:
+        """What must be known of the tables before their rows can be found."""
+        tables = await observer.tables([int(write.oid) for write in writes])
+        answer = await self._one(queries.reading_rights(write.oid for write in writes))
+        rights = {row[0]: (row[1] == b"true", row[2] == b"true") for row in answer.rows}
+        found: list[Evidence] = []
+        for write in writes:
+            table = tables.get(int(write.oid))
+            may_read, is_filtered = rights.get(write.oid.encode(), (False, True))
+            if table is None or (table.schema, table.name) != (write.schema, write.name):
+                raise Refusal(Uncovered("the observer does not see the table", write.label, "unseen"))
+            if not may_read:
+                raise Refusal(Uncovered("the agent's role may not SELECT from it", write.label, "privilege"))
+            if is_filtered:
+                raise Refusal(Uncovered("row security hides rows from the agent's role", write.label, "row-security"))
+            found.append(Evidence(write, table))
+        return found
+
+    async def _find_gone(self, found: Evidence, observer: Observer, limits: Limits) -> None:
+        """The committed rows that the transaction updated or deleted: by what was captured, or by a look at all."""
+        deltas = found.write.deltas
+        if not deltas.gone:
+            return
+        candidates = list(self._candidates.get(found.write.oid, ()))
+        for tids in batches(candidates, BATCH):
+            found.gone += await self._gone_of(found.table, tids, observer)
+        outcome = proof.prove_before(deltas, len(found.gone), is_complete=False)
+        if isinstance(outcome, proof.NotCovered):
+            self._check_scan(found, limits, outcome.reason)
+            found.gone = await self._scan_gone(found.table, observer)
+            outcome = proof.prove_before(deltas, len(found.gone), is_complete=True)
+            found.proof = proof.Proof.SCANNED
+        if isinstance(outcome, proof.NotCovered):
+            raise Refusal(Uncovered(outcome.reason, found.write.label, "not-covered"))
+
+    async def _scan_gone(self, table: Table, observer: Observer) -> list[Tid]:
+        touched = [read_tid(line) async for line in _lines(observer, queries.observe_touched(table.schema, table.name))]
+        gone: list[Tid] = []
+        for tids in batches(touched, BATCH):
+            gone += await self._gone_of(table, tids, observer)
+        return gone
+
+    async def _gone_of(self, table: Table, tids: Sequence[Tid], observer: Observer) -> list[Tid]:
+        """The sandwich: those of these rows that are there for others and gone for the agent's transaction."""
+        again = queries.observe_again(table.schema, table.name, tids)
+        before = {line async for line in _lines(observer, again)}
+        if not before:
+            return []
+        seen = [read_tid(line.partition(b"\t")[0]) for line in before]
+        answer = await self._one(queries.visible_rows(table.schema, table.name, seen))
+        visible = {read_tid(row[0] or b"") for row in answer.rows}
+        if len(visible) == len(seen):
+            return []
+        missing = [tid for tid in seen if tid not in visible]
+        again = queries.observe_again(table.schema, table.name, missing)
+        return [read_tid(line.partition(b"\t")[0]) async for line in _lines(observer, again) if line in before]
+
+    async def _find_came(self, xid: int, found: Evidence, limits: Limits) -> None:
+        """The rows that the transaction left in the place of others, and those that it added."""
+        table, deltas = found.table, found.write.deltas
+        heirs: dict[Tid, None] = {}
+        if deltas.updated:
+            gone = set(found.gone)
+            for tids in batches(found.gone, BATCH):
+                answer = await self._one(queries.successors(table.schema, table.name, tids))
+                heirs.update(dict.fromkeys(tid for row in answer.rows if (tid := read_tid(row[0] or b"")) not in gone))
+        if deltas.inserted:
+            await self._find_added(xid, found, heirs, limits)
+        found.came = list(heirs)
+
+    async def _find_added(self, xid: int, found: Evidence, heirs: dict[Tid, None], limits: Limits) -> None:
+        """Own rows that replace none: at the end of the table, where most go, else anywhere."""
+        tail = max(0, found.table.size // BLOCK - TAIL)
+        outcome = await self._look_for_added(xid, found, heirs, tail)
+        if tail and isinstance(outcome, proof.NotCovered):
+            self._check_scan(found, limits, outcome.reason)
+            outcome = await self._look_for_added(xid, found, heirs, 0)
+        if isinstance(outcome, proof.NotCovered):
+            raise Refusal(Uncovered(outcome.reason, found.write.label, "not-covered"))
+        if outcome is proof.Proof.SCANNED:
+            found.proof = outcome
+
+    async def _look_for_added(
+        self, xid: int, found: Evidence, heirs: dict[Tid, None], first_block: int
+    ) -> proof.Proof | proof.NotCovered:
+        table = found.table
+        answer = await self._one(queries.own_rows(table.schema, table.name, xid, first_block))
+        own = dict.fromkeys(read_tid(row[0] or b"") for row in answer.rows)
+        added = sum(tid not in heirs for tid in own)
+        outcome = proof.prove_after(found.write.deltas, added, is_complete=not first_block)
+        if not isinstance(outcome, proof.NotCovered):
+            heirs.update(own)
+        return outcome
+
+    def _check_scan(self, found: Evidence, limits: Limits, reason: str) -> None:
+        """A complete look costs time and reads: a rule bounds it."""
+        limit = SCAN_LIMIT if limits.scan is None else limits.scan
+        if found.table.size > limit:
+            what = f"{reason}, and a table of {found.table.size} bytes is not looked at whole"
+            raise Refusal(Uncovered(what, found.write.label, "too-large"))
+
+    # -- the snapshot
+
+    async def _write(self, xid: int, found: Sequence[Evidence], observer: Observer, ruleset: str) -> Manifest:
+        identifier = new_ulid()
+        writer = self._keeper.snapshots.writer(identifier)
+        pages = Pages(writer)
+        try:
+            changes: list[Change] = []
+            for evidence in found:
+                before = await self._store_before(evidence, observer, pages)
+                after = await self._store_after(evidence, pages)
+                changes.append(_change(evidence, before, after))
+            labels = self._labels
+            manifest = Manifest(
+                identifier,
+                format_time(utc_now()),
+                labels.agent,
+                labels.session,
+                labels.database,
+                observer.identity.database_oid,
+                observer.identity.system,
+                observer.identity.server_version,
+                str(xid),
+                ruleset,
+                tuple(self._statements),
+                tuple(changes),
+            )
+            await asyncio.to_thread(writer.finish, manifest)
+        except BaseException:
+            await asyncio.to_thread(writer.abort)
+            raise
+        return manifest
+
+    async def _store_before(self, found: Evidence, observer: Observer, pages: Pages) -> Part:
+        table = found.table
+        await pages.begin()
+        rows = 0
+        for tids in batches(found.gone, BATCH):
+            sql = queries.observe_rows(table.schema, table.name, table.columns, tids)
+            async for line in _lines(observer, sql):
+                await pages.add(line.split(b"\t", 2)[2] + b"\n" if table.columns else b"\n")
+                rows += 1
+        if rows != len(found.gone):
+            raise SnapshotError(f"{rows} of {len(found.gone)} changed rows could be read")
+        return await pages.end()
+
+    async def _store_after(self, found: Evidence, pages: Pages) -> Part:
+        table = found.table
+        await pages.begin()
+        rows = 0
+        for tids in batches(found.came, BATCH):
+            for row in await self._images(table, tids):
+                await pages.add(copy_line(row[1:]))
+                rows += 1
+        if rows > len(found.came):
+            raise SnapshotError("a row was read twice")
+        return await pages.end()
+
+    async def _images(self, table: Table, tids: Sequence[Tid]) -> Sequence[tuple[bytes | None, ...]]:
+        """Rows that only the agent's transaction sees, under settings that its client never sees changed.
+
+        One pipeline up to Sync, so that no ParameterStatus is sent in between; ROLLBACK TO brings the settings back.
+        """
+        answers = await self._ask(
+            (
+                b"SAVEPOINT _sqlwall_images",
+                queries.exact_settings(),
+                queries.own_images(table.schema, table.name, table.columns, tids),
+                b"ROLLBACK TO SAVEPOINT _sqlwall_images",
+                b"RELEASE SAVEPOINT _sqlwall_images",
+            )
+        )
+        for answer in answers:
+            if answer.error is not None:
+                raise ServerError(answer.error)
+        return answers[2].rows
+
+    async def _one(self, sql: bytes) -> Answer:
+        (answer,) = await self._ask((sql,))
+        if answer.error is not None:
+            raise ServerError(answer.error)
+        return answer
+
+
+class Pages:
+    """Images on their way to the snapshot, some at a time: its writer blocks and therefore works in a thread."""
+
+    def __init__(self, writer: SnapshotWriter) -> None:
+        self._writer = writer
+        self._lines: list[bytes] = []
+        self._bytes = 0
+
+    async def begin(self) -> None:
+        """The next part."""
+        self._writer.begin()
+
+    async def add(self, line: bytes) -> None:
+        """One more row of it."""
+        self._lines.append(line)
+        self._bytes += len(line)
+        if self._bytes >= PAGE:
+            await asyncio.to_thread(self._flush)
+
+    async def end(self) -> Part:
+        """No more rows."""
+        if not self._lines:
+            return self._writer.end()
+        return await asyncio.to_thread(self._end)
+
+    def _flush(self) -> None:
+        lines, self._lines, self._bytes = self._lines, [], 0
+        if lines:
+            self._writer.write(b"".join(lines), len(lines))
+
+    def _end(self) -> Part:
+        self._flush()
+        return self._writer.end()
+
+
+async def _lines(observer: Observer, sql: str) -> AsyncIterator[bytes]:
+    """Lines of COPY text without their ends."""
+    async for line in observer.copy(sql):
+        yield line.rstrip(b"\n")
+
+
+def _change(found: Evidence, before: Part, after: Part) -> Change:
+    table, deltas = found.table, found.write.deltas
+    return Change(
+        table.oid,
+        table.schema,
+        table.name,
+        table.columns,
+        table.key,
+        deltas.inserted,
+        deltas.updated,
+        deltas.deleted,
+        before,
+        after,
+        found.proof.value,
+    )
+
+
+def _check_limits(found: Sequence[Evidence], limits: Limits, *, is_single: bool) -> None:
+    """Rows really changed, by whatever means, against what the rules allow in one transaction.
+
+    A transaction of a single statement is held to that statement's limit too, so that cascades and triggers count.
+    """
+    total = sum(max(len(evidence.gone), len(evidence.came)) for evidence in found)
+    bounds = [limits.transaction_rows, limits.rows if is_single else None]
+    limit = min((bound for bound in bounds if bound is not None), default=total)
+    if total > limit:
+        names = ", ".join(evidence.write.label for evidence in found)
+        raise Refusal(Uncovered(f"the transaction changed {total} rows, more than {limit}", names, "limit"))
+    for evidence in found:
+        rows = evidence.table.rows
+        if limits.share is not None and len(evidence.gone) > max(1, limits.share * rows):
+            what = f"{len(evidence.gone)} rows are more than {limits.share:.0%} of the table"
+            raise Refusal(Uncovered(what, evidence.write.label, "limit"))

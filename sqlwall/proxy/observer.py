@@ -1,0 +1,165 @@
+"""The observer: sessions of a role of its own that see committed rows while an agent's transaction is still open.
+
+It reads everything and writes nothing, whatever the agent may read (DESIGN section 4). Where row security would hide a
+row from it, it fails instead (`row_security = off`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.abc import QueryNoTemplate as Query
+
+from sqlwall.errors import UpstreamError
+from sqlwall.snapshot import queries
+from sqlwall.snapshot.images import EXACT_SETTINGS
+from sqlwall.snapshot.manifest import Column
+
+#: Sessions of one worker with one database; more guarded commits wait for each other.
+SESSIONS = 4
+#: An agent's transaction may hold what we want to read: TRUNCATE and ALTER do (milliseconds).
+LOCK_TIMEOUT = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which cluster and database an observer looks at."""
+
+    system: str
+    database_oid: int
+    server_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What must be known of a table before its rows are read.
+
+    `size` is in bytes, without indexes and TOAST; `rows` is the server's estimate, -1 if it has none.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    size: int
+    rows: float
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+
+
+class Observer:
+    """One session. Its errors are UpstreamError: without it nothing is proven."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], identity: Identity) -> None:
+        self._connection = connection
+        self.identity = identity
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be used again."""
+        return not self._connection.closed
+
+    async def close(self) -> None:
+        """End it."""
+        await self._connection.close()
+
+    async def tables(self, oids: Sequence[int]) -> dict[int, Table]:
+        """What there is to know of these tables, by object id."""
+        found: dict[int, Table] = {}
+        for oid, schema, name, kind, size, rows, columns, key in await self.fetch(
+            queries.RELATIONS, (list(oids),)
+        ):
+            listed = tuple(
+                Column(column, kind_of, int(number), generated, identity)
+                for column, kind_of, number, generated, identity in columns or ()
+            )
+            found[oid] = Table(oid, schema, name, kind, size, rows, listed, tuple(key or ()))
+        return found
+
+    async def fetch(self, sql: Query, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of one query."""
+        try:
+            cursor = await self._connection.execute(sql, parameters)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            raise UpstreamError(f"observer: {_reason(error)}") from error
+
+    async def copy(self, sql: str) -> AsyncIterator[bytes]:
+        """The lines of a COPY TO STDOUT."""
+        try:
+            async with self._connection.cursor() as cursor, cursor.copy(sql.encode()) as rows:
+                async for line in rows:
+                    yield bytes(line)
+        except psycopg.Error as error:
+            raise UpstreamError(f"observer: {_reason(error)}") from error
+
+
+class Observers:
+    """The sessions of one worker, by database. `conninfo` makes a connection string of a database's name."""
+
+    def __init__(self, conninfo: Callable[[str], str]) -> None:
+        self._conninfo = conninfo
+        self._idle: dict[str, list[Observer]] = {}
+        self._room: dict[str, asyncio.Semaphore] = {}
+
+    @asynccontextmanager
+    async def borrow(self, database: str) -> AsyncIterator[Observer]:
+        """A session for as long as the block runs. Raises UpstreamError if there is none to be had."""
+        room = self._room.setdefault(database, asyncio.Semaphore(SESSIONS))
+        async with room:
+            observer = await self._take(database)
+            try:
+                yield observer
+            except BaseException:
+                await observer.close()
+                raise
+            self._idle.setdefault(database, []).append(observer)
+
+    async def _take(self, database: str) -> Observer:
+        idle = self._idle.get(database, [])
+        while idle:
+            observer = idle.pop()
+            if observer.is_usable:
+                return observer
+        try:
+            return await self._connect(database)
+        except psycopg.Error as error:
+            raise UpstreamError(f"observer of {database}: {_reason(error)}") from error
+
+    async def _connect(self, database: str) -> Observer:
+        settings = {
+            **EXACT_SETTINGS,
+            "default_transaction_read_only": "on",
+            "row_security": "off",
+            "lock_timeout": str(LOCK_TIMEOUT),
+            "client_encoding": "UTF8",
+        }
+        connection = await psycopg.AsyncConnection.connect(
+            self._conninfo(database),
+            autocommit=True,
+            application_name="sqlwall observer",
+            options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
+        )
+        try:
+            cursor = await connection.execute(queries.IDENTITY)
+            row = await cursor.fetchone()
+        except BaseException:
+            await connection.close()
+            raise
+        assert row is not None
+        return Observer(connection, Identity(row[0], row[1], row[2]))
+
+    async def close(self) -> None:
+        """End all that is idle."""
+        for observers in self._idle.values():
+            while observers:
+                await observers.pop().close()
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

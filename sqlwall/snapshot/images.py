@@ -1,0 +1,90 @@
+"""Rows as they travel: addresses of row versions, names in SQL, and lines of COPY text.
+
+COPY text is PostgreSQL's own form (`CopyAttributeOutText`, commands/copyto.c), which restores bit for bit where the
+settings in `EXACT_SETTINGS` hold on both ends (MECHANICS, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+#: The address of a row version: block number << 16 | line pointer.
+Tid = int
+
+#: What the output of values depends on, with the values under which it restores exactly.
+EXACT_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "search_path": "pg_catalog",
+        "datestyle": "ISO",
+        "intervalstyle": "postgres",
+        "extra_float_digits": "1",
+        "bytea_output": "hex",
+        "lc_monetary": "C",
+        "xmloption": "content",
+        "quote_all_identifiers": "off",
+    }
+)
+
+_ESCAPES: Final = tuple(
+    (character, b"\\" + letter)
+    for character, letter in (
+        (b"\\", b"\\"), (b"\b", b"b"), (b"\f", b"f"), (b"\n", b"n"), (b"\r", b"r"), (b"\t", b"t"), (b"\v", b"v"),
+    )
+)  # fmt: skip
+_SPECIAL: Final = frozenset(b"\\\b\f\n\r\t\v")
+
+
+def read_tid(text: str | bytes) -> Tid:
+    """The address in tid's text form, such as ``(12,3)``. Raises ValueError for anything else."""
+    block, separator, line = (text.decode() if isinstance(text, bytes) else text)[1:-1].partition(",")
+    if not separator:
+        raise ValueError(f"not a tid: {text!r}")
+    return int(block) << 16 | int(line)
+
+
+def tid_text(tid: Tid) -> str:
+    """tid's text form."""
+    return f"({tid >> 16},{tid & 0xFFFF})"
+
+
+def tid_array(tids: Iterable[Tid]) -> str:
+    """A literal of type tid[]: digits and punctuation only."""
+    return "'{" + ",".join(f'"({tid >> 16},{tid & 0xFFFF})"' for tid in tids) + "}'::pg_catalog.tid[]"
+
+
+def batches(tids: Sequence[Tid], size: int) -> Iterator[Sequence[Tid]]:
+    """The same addresses, so many at a time."""
+    for start in range(0, len(tids), size):
+        yield tids[start : start + size]
+
+
+def quote_identifier(name: str) -> str:
+    """A name as SQL reads it, whatever it contains."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def qualify(schema: str, name: str) -> str:
+    """The server's name of a relation, fully qualified."""
+    return f"{quote_identifier(schema)}.{quote_identifier(name)}"
+
+
+def quote_literal(text: str) -> str:
+    """A string constant that means the same whatever standard_conforming_strings says."""
+    if "\\" in text:
+        return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+    return "'" + text.replace("'", "''") + "'"
+
+
+def copy_line(values: Sequence[bytes | None]) -> bytes:
+    """One line of COPY text from values in their types' text form."""
+    return b"\t".join([b"\\N" if value is None else _escape(value) for value in values]) + b"\n"
+
+
+def _escape(value: bytes) -> bytes:
+    if _SPECIAL.isdisjoint(value):
+        return value
+    for character, escape in _ESCAPES:
+        value = value.replace(character, escape)
+    return value
