@@ -1,0 +1,56 @@
+"""What became of transactions whose COMMIT was never seen answered: the server is asked, by their ids.
+
+A snapshot is durable before COMMIT is sent, and its outcome is noted after. Whatever ends in between, the wall, the
+server or the line, leaves it *prepared*, and `pg_xact_status` tells the truth later (DESIGN, decision 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from sqlwall.errors import SqlwallError, UpstreamError
+from sqlwall.proxy.observer import Observer, Observers
+from sqlwall.snapshot import queries
+from sqlwall.store.snapshots import SnapshotRecord, Snapshots, SnapshotState
+
+logger = logging.getLogger(__name__)
+
+#: What pg_xact_status says; a transaction in progress is left alone, and one too old to be known stays unknown.
+_OUTCOMES = {"committed": SnapshotState.COMMITTED, "aborted": SnapshotState.ABORTED}
+
+
+async def settle_all(snapshots: Snapshots, observers: Observers) -> int:
+    """Settle every snapshot whose outcome can be known now; how many are still open. Raises StoreError."""
+    waiting: dict[str, list[SnapshotRecord]] = {}
+    for record in await asyncio.to_thread(snapshots.unsettled):
+        waiting.setdefault(record.database, []).append(record)
+    still_open = 0
+    for database, records in waiting.items():
+        try:
+            async with observers.borrow(database) as observer:
+                for record in records:
+                    still_open += not await _settle(record, snapshots, observer)
+        except UpstreamError as error:
+            logger.warning("snapshots of %s are not settled: %s", database, error)
+            still_open += len(records)
+    return still_open
+
+
+async def _settle(record: SnapshotRecord, snapshots: Snapshots, observer: Observer) -> bool:
+    """Whether its outcome is known now."""
+    if record.system != observer.identity.system:
+        logger.warning("snapshot %s is of another server: its outcome cannot be known", record.id)
+        return False
+    ((status,),) = await observer.fetch(queries.STATUS, (record.xid,))
+    state = _OUTCOMES.get(status or "")
+    if state is None:
+        if status is None and record.state is not SnapshotState.UNKNOWN:
+            await asyncio.to_thread(snapshots.settle, record.id, SnapshotState.UNKNOWN)
+        return False
+    try:
+        await asyncio.to_thread(snapshots.settle, record.id, state)
+    except SqlwallError as error:
+        logger.warning("snapshot %s: %s", record.id, error)
+        return False
+    return True
