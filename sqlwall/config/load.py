@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from sqlwall.config.settings import Config, Listen, Setting
+from sqlwall.config.settings import Config, Listen, Setting, Upstream
 from sqlwall.config.values import nearest, read_secret
 from sqlwall.errors import ConfigError, Problem
 
@@ -24,7 +24,12 @@ PREFIX = "SQLWALL_"
 #: Environment variables of this prefix that are not settings: the file's own name, and the tests' variables.
 RESERVED = ("SQLWALL_CONFIG", "SQLWALL_TEST_")
 #: Sections whose most important key may stand for the section: ``workers: 4``, ``SQLWALL_UPSTREAM=postgresql://…``.
-PRIMARY = {"upstream": "dsn", "ruleset": "path", "store": "url", "workers": "count"}
+PRIMARY = {
+    "upstream": "dsn", "observer": "dsn", "undo": "dsn", "ruleset": "path", "store": "url", "snapshots": "url",
+    "workers": "count",
+}  # fmt: skip
+#: Sections that say how to log in to PostgreSQL.
+SERVERS = ("upstream", "observer", "undo")
 #: Keys of a libpq DSN that are settings of another section here, and those that change nothing for the wall.
 DSN_ELSEWHERE = {"connect_timeout": ("timeouts", "upstream_connect")}
 DSN_WITHOUT_EFFECT = ("application_name", "fallback_application_name", "gssencmode", "client_encoding")
@@ -66,11 +71,18 @@ def load_config(
     )
     given: _Layer = {}
     for layer in layers:
-        given |= _expand_dsn(layer, problems) | layer
+        for section in SERVERS:
+            given |= _expand_dsn(layer, section, problems)
+        given |= layer
     config = _build(given, problems)
     _check_together(config, given, problems)
     if not problems:
-        config = _with_password_file(config, given, problems)
+        config = replace(
+            config,
+            upstream=_with_password_file(config.upstream, "upstream", given, problems),
+            observer=_with_password_file(config.observer, "observer", given, problems),
+            undo=_with_password_file(config.undo, "undo", given, problems),
+        )
     if problems:
         raise ConfigError(*problems)
     return config
@@ -171,9 +183,9 @@ def _read_flags(flags: Mapping[str, object], problems: list[Problem]) -> _Layer:
     return layer
 
 
-def _expand_dsn(layer: _Layer, problems: list[Problem]) -> _Layer:
-    """What the DSN of a source says of the other keys of `upstream`."""
-    dsn = layer.get(("upstream", "dsn"))
+def _expand_dsn(layer: _Layer, section: str, problems: list[Problem]) -> _Layer:
+    """What the DSN of a source says of the other keys of its section."""
+    dsn = layer.get((section, "dsn"))
     if dsn is None or not isinstance(dsn.raw, str) or not dsn.raw:
         return {}
     try:
@@ -182,7 +194,7 @@ def _expand_dsn(layer: _Layer, problems: list[Problem]) -> _Layer:
         # libpq's own words would quote the text, and with it the password.
         problems.append(
             dsn.problem(
-                "upstream.dsn is neither a libpq URI (postgresql://user@host:port/dbname) nor key=value"
+                f"{section}.dsn is neither a libpq URI (postgresql://user@host:port/dbname) nor key=value"
             )
         )
         return {}
@@ -190,11 +202,11 @@ def _expand_dsn(layer: _Layer, problems: list[Problem]) -> _Layer:
     for key, value in parts.items():
         if value is None:
             continue
-        target = DSN_ELSEWHERE.get(key, ("upstream", key))
+        target = DSN_ELSEWHERE.get(key, (section, key))
         if target[1] in _keys(target[0]) and key != "dsn":
             expanded[target] = _Given(str(value), dsn.file, dsn.line, dsn.column)
         elif key not in DSN_WITHOUT_EFFECT:
-            problems.append(dsn.problem(f"upstream.dsn: the wall has no use for {key}; leave it out"))
+            problems.append(dsn.problem(f"{section}.dsn: the wall has no use for {key}; leave it out"))
     return expanded
 
 
@@ -223,37 +235,39 @@ def _check_together(config: Config, given: _Layer, problems: list[Problem]) -> N
     def complain(section: str, key: str, message: str) -> None:
         problems.append(given.get((section, key), _Given(None)).problem(f"{section}.{key} {message}"))
 
-    tls, upstream = config.tls, config.upstream
+    tls = config.tls
     if tls.certificate is None:
         for key, is_set in (("key", tls.key), ("client_ca", tls.client_ca), ("require", tls.require)):
             if is_set:
                 complain("tls", key, "needs tls.certificate")
     if ("tls", "client_certificate") in given and tls.client_ca is None:
         complain("tls", "client_certificate", "needs tls.client_ca")
-    if "," in upstream.host:
-        complain("upstream", "host", "must be one host")
-    if upstream.sslkey is not None and upstream.sslcert is None:
-        complain("upstream", "sslkey", "needs upstream.sslcert")
-    if upstream.sslmode in ("verify-ca", "verify-full") and upstream.sslrootcert is None:
-        complain("upstream", "sslmode", "needs upstream.sslrootcert: a file of certificates, or system")
-    if upstream.sslrootcert == "system" and upstream.sslmode != "verify-full":
-        complain("upstream", "sslrootcert", "system needs upstream.sslmode verify-full")
+    for name in SERVERS:
+        server: Upstream = getattr(config, name)
+        if "," in server.host:
+            complain(name, "host", "must be one host")
+        if server.sslkey is not None and server.sslcert is None:
+            complain(name, "sslkey", f"needs {name}.sslcert")
+        if server.sslmode in ("verify-ca", "verify-full") and server.sslrootcert is None:
+            complain(name, "sslmode", f"needs {name}.sslrootcert: a file of certificates, or system")
+        if server.sslrootcert == "system" and server.sslmode != "verify-full":
+            complain(name, "sslrootcert", f"system needs {name}.sslmode verify-full")
     if config.listen == Listen(config.metrics.host, config.metrics.port):
         complain("metrics", "port", "must differ from listen.port")
 
 
-def _with_password_file(config: Config, given: _Layer, problems: list[Problem]) -> Config:
-    path = config.upstream.password_file
-    if path is None or config.upstream.password:
-        return config
+def _with_password_file(server: Upstream, section: str, given: _Layer, problems: list[Problem]) -> Upstream:
+    path = server.password_file
+    if path is None or server.password:
+        return server
     try:
         text = path.read_text("utf-8").rstrip("\r\n")
         password = read_secret(text)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "holds no text"
-        problems.append(given["upstream", "password_file"].problem(f"upstream.password_file {path}: {why}"))
-        return config
-    return replace(config, upstream=replace(config.upstream, password=password))
+        problems.append(given[section, "password_file"].problem(f"{section}.password_file {path}: {why}"))
+        return server
+    return replace(server, password=password)
 
 
 def _readers(section: str) -> dict[str, Setting]:

@@ -54,7 +54,11 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The PostgreSQL server behind the wall, and how to log in to it. Words are libpq's."""
+    """A login to the PostgreSQL server behind the wall. Words are libpq's.
+
+    `upstream` is for the agents' sessions, `observer` for the role that reads what they change, `undo` for the role
+    that brings it back (`sqlwall provision`). Without an observer no snapshot is taken.
+    """
 
     dsn: Annotated[
         Secret, Setting("the server as a libpq URI or key=value string; sets the keys below", read_secret)
@@ -131,6 +135,31 @@ class Store:
     url: Annotated[str, Setting("SQLAlchemy URL of the store, or a file name for SQLite", read_url)] = field(
         default="sqlite:///sqlwall.db", repr=False
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """Where the images of changed rows are kept, and for how long."""
+
+    url: Annotated[str, Setting("folder of the snapshots, or a URL of S3, GCS or Azure", read_text)] = (
+        "sqlwall-snapshots"
+    )
+    key: Annotated[
+        Secret, Setting("32 bytes in base64 that encrypt them; best as SQLWALL_SNAPSHOTS_KEY", read_secret)
+    ] = NO_SECRET
+    keep: Annotated[float, Setting("how long `snapshot prune` keeps them; 0: for ever", read_duration)] = (
+        30 * 86400.0
+    )
+    max_bytes: Annotated[
+        int,
+        Setting("size in all to which `snapshot prune` brings them, oldest first; 0: any", size(0, 1024**5)),
+    ] = 0
+    lock: Annotated[
+        float,
+        Setting(
+            "age before which nobody can remove one; holds for snapshots taken from now on", read_duration
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +243,12 @@ class Config:
 
     listen: Listen = Listen()
     upstream: Upstream = Upstream()
+    observer: Upstream = Upstream()
+    undo: Upstream = Upstream()
     tls: Tls = Tls()
     ruleset: Ruleset = Ruleset()
     store: Store = Store()
+    snapshots: Snapshots = Snapshots()
     metrics: Metrics = Metrics()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()

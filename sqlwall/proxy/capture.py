@@ -1,4 +1,4 @@
-"""The guarded lane's first half: before an UPDATE or DELETE runs, the rows that it will touch are locked and listed, and
+"""The guarded lane's first half: before an UPDATE or DELETE runs, the rows that it will touch are locked, listed and
 counted against the limits of the rule.
 
 What is listed here proves nothing: it spares the guard a look at the whole table. So a statement of which no such list

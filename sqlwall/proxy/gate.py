@@ -135,7 +135,7 @@ async def read_baseline(ask: Ask) -> witness.Witnesses | Frame | None:
 
 
 class Permission:
-    """What the ruleset says of measured writes, under every search_path of the session. `limits` are those met so far."""
+    """What the ruleset says of measured writes, under every search_path of the session. `limits`: those met so far."""
 
     def __init__(self, ruleset: Ruleset, contexts: tuple[Context, ...], *, can_cover: bool) -> None:
         self._ruleset = ruleset

@@ -1,20 +1,21 @@
-"""The guarded lane's second half: before an agent's transaction commits, every row that it changed is found, shown to be
-all, and made durable outside the database (DESIGN section 4, promise 3).
+"""The guarded lane's second half: before an agent's transaction commits, every row that it changed is found, shown to
+be all, and made durable outside the database (DESIGN section 4, promise 3).
 
 Which rows are gone is found by a sandwich (MECHANICS, section 2): the observer sees a committed row, the agent's own
 transaction no longer sees it, and the observer sees the same version again. So a row that somebody else changed in
-between is never taken for one of ours, whatever locks were taken or lost. The observer's image of it is the before-image.
+between is never taken for one of ours, whatever locks were taken or lost. The observer's image of it is the
+before-image.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sqlwall.errors import SnapshotError
 from sqlwall.proxy.labels import SessionLabels
-from sqlwall.proxy.observer import Observer, Observers, Table
+from sqlwall.proxy.observer import ForeignKey, Observer, Observers, Table
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.rules.verdict import Limits
 from sqlwall.session.internal import Answer
@@ -22,10 +23,10 @@ from sqlwall.snapshot import proof, queries
 from sqlwall.snapshot.images import Tid, batches, copy_line, read_tid
 from sqlwall.snapshot.manifest import Change, Manifest, Part
 from sqlwall.snapshot.witness import Write
-from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter
-from sqlwall.store.stamp import format_time, new_ulid, utc_now
 from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
 from sqlwall.sql.statement import Statement
+from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter
+from sqlwall.store.stamp import format_time, new_ulid, utc_now
 from sqlwall.wire.frames import Frame
 
 #: Row versions that are asked about at a time.
@@ -89,8 +90,8 @@ class CaptureTexts:
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """What the guards of a worker share: sessions that see committed rows, where snapshots go, what lists the rows that a
-    text will touch, and what goes on behind the sessions.
+    """What the guards of a worker share: sessions that see committed rows, where snapshots go, what lists the rows that
+    a text will touch, and what goes on behind the sessions.
     """
 
     observers: Observers
@@ -105,9 +106,17 @@ class Evidence:
 
     write: Write
     table: Table
-    gone: list[Tid] = field(default_factory=list)
+    asking: queries.Direct
+    gone: dict[Tid, None] = field(default_factory=dict)
     came: list[Tid] = field(default_factory=list)
     proof: proof.Proof = proof.Proof.COUNTED
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the rows found are all that the server counted."""
+        return not isinstance(
+            proof.prove_before(self.write.deltas, len(self.gone), is_complete=False), proof.NotCovered
+        )
 
 
 class Guard:
@@ -144,10 +153,10 @@ class Guard:
         """
         try:
             async with self._keeper.observers.borrow(self._labels.database) as observer:
-                found = await self._known(writes, observer)
+                found = await self._known(xid, writes, observer)
+                await self._find_gone(found, observer, limits)
                 for evidence in found:
-                    await self._find_gone(evidence, observer, limits)
-                    await self._find_came(xid, evidence, limits)
+                    await self._find_came(evidence, limits)
                 found = [evidence for evidence in found if evidence.gone or evidence.came]
                 _check_limits(found, limits, is_single=len(self._statements) == 1)
                 return await self._write(xid, found, observer, ruleset) if found else None
@@ -162,7 +171,7 @@ class Guard:
 
     # -- what is there
 
-    async def _known(self, writes: Sequence[Write], observer: Observer) -> list[Evidence]:
+    async def _known(self, xid: int, writes: Sequence[Write], observer: Observer) -> list[Evidence]:
         """What must be known of the tables before their rows can be found."""
         tables = await observer.tables([int(write.oid) for write in writes])
         answer = await self._one(queries.reading_rights(write.oid for write in writes))
@@ -173,82 +182,126 @@ class Guard:
             may_read, is_filtered = rights.get(write.oid.encode(), (False, True))
             if table is None or (table.schema, table.name) != (write.schema, write.name):
                 raise Refusal(Uncovered("the observer does not see the table", write.label, "unseen"))
-            if not may_read:
-                raise Refusal(Uncovered("the agent's role may not SELECT from it", write.label, "privilege"))
-            if is_filtered:
-                raise Refusal(Uncovered("row security hides rows from the agent's role", write.label, "row-security"))
-            found.append(Evidence(write, table))
+            asking = queries.Direct(table.schema, table.name, table.columns, xid)
+            if is_filtered or not may_read:
+                if not observer.has_helpers:
+                    why = (
+                        "row security hides rows from the agent's role"
+                        if may_read
+                        else "the agent's role may not read it"
+                    )
+                    raise Refusal(Uncovered(f"{why}; sqlwall provision helps", write.label, "privilege"))
+                asking = queries.Helped(table.oid, table.columns, xid)
+            found.append(Evidence(write, table, asking))
         return found
 
-    async def _find_gone(self, found: Evidence, observer: Observer, limits: Limits) -> None:
-        """The committed rows that the transaction updated or deleted: by what was captured, or by a look at all."""
-        deltas = found.write.deltas
-        if not deltas.gone:
-            return
-        candidates = list(self._candidates.get(found.write.oid, ()))
-        for tids in batches(candidates, BATCH):
-            found.gone += await self._gone_of(found.table, tids, observer)
-        outcome = proof.prove_before(deltas, len(found.gone), is_complete=False)
-        if isinstance(outcome, proof.NotCovered):
-            self._check_scan(found, limits, outcome.reason)
-            found.gone = await self._scan_gone(found.table, observer)
-            outcome = proof.prove_before(deltas, len(found.gone), is_complete=True)
-            found.proof = proof.Proof.SCANNED
-        if isinstance(outcome, proof.NotCovered):
-            raise Refusal(Uncovered(outcome.reason, found.write.label, "not-covered"))
+    async def _find_gone(self, found: Sequence[Evidence], observer: Observer, limits: Limits) -> None:
+        """The committed rows that the transaction updated or deleted: by what was captured, then by the foreign keys
+        that lead on from there, and where these do not explain all, by a look at the whole table.
+        """
+        open_cases = [evidence for evidence in found if evidence.write.deltas.gone]
+        for evidence in open_cases:
+            await self._add_gone(evidence, self._candidates.get(evidence.write.oid, ()), observer)
+        open_cases = [evidence for evidence in open_cases if not evidence.is_explained]
+        if (open_cases and len(found) > 1) or any(evidence.gone for evidence in open_cases):
+            await self._follow_keys(found, open_cases, observer)
+        for evidence in open_cases:
+            if evidence.is_explained:
+                continue
+            outcome = proof.prove_before(evidence.write.deltas, len(evidence.gone), is_complete=False)
+            assert isinstance(outcome, proof.NotCovered)
+            self._check_scan(evidence, limits, outcome.reason)
+            evidence.gone.clear()
+            await self._scan_gone(evidence, observer)
+            outcome = proof.prove_before(evidence.write.deltas, len(evidence.gone), is_complete=True)
+            if isinstance(outcome, proof.NotCovered):
+                raise Refusal(Uncovered(outcome.reason, evidence.write.label, "not-covered"))
+            evidence.proof = proof.Proof.SCANNED
 
-    async def _scan_gone(self, table: Table, observer: Observer) -> list[Tid]:
-        touched = [read_tid(line) async for line in _lines(observer, queries.observe_touched(table.schema, table.name))]
-        gone: list[Tid] = []
-        for tids in batches(touched, BATCH):
-            gone += await self._gone_of(table, tids, observer)
-        return gone
+    async def _add_gone(self, evidence: Evidence, tids: Iterable[Tid], observer: Observer) -> bool:
+        """Ask about more rows; whether any of them is gone."""
+        new = [tid for tid in tids if tid not in evidence.gone]
+        known = len(evidence.gone)
+        for some in batches(new, BATCH):
+            evidence.gone.update(dict.fromkeys(await self._gone_of(evidence, some, observer)))
+        return len(evidence.gone) > known
 
-    async def _gone_of(self, table: Table, tids: Sequence[Tid], observer: Observer) -> list[Tid]:
+    async def _follow_keys(
+        self, found: Sequence[Evidence], open_cases: Sequence[Evidence], observer: Observer
+    ) -> None:
+        """What cascades can have reached: rows that refer to rows that are gone, level by level."""
+        by_oid = {evidence.table.oid: evidence for evidence in found}
+        keys = await observer.foreign_keys(list(by_oid))
+        asked: set[tuple[ForeignKey, Tid]] = set()
+        has_grown = True
+        while has_grown and not all(evidence.is_explained for evidence in open_cases):
+            has_grown = False
+            for key in keys:
+                child, parent = by_oid[key.child], by_oid[key.parent]
+                new = [tid for tid in parent.gone if (key, tid) not in asked]
+                if child.is_explained or not new:
+                    continue
+                asked.update((key, tid) for tid in new)
+                for some in batches(new, BATCH):
+                    sql = queries.observe_children(child.table.names, parent.table.names, key.pairs, some)
+                    tids = [read_tid(line) async for line in _lines(observer, sql)]
+                    has_grown = await self._add_gone(child, tids, observer) or has_grown
+
+    async def _scan_gone(self, found: Evidence, observer: Observer) -> None:
+        sql = queries.observe_touched(found.table.schema, found.table.name)
+        touched = [read_tid(line) async for line in _lines(observer, sql)]
+        await self._add_gone(found, touched, observer)
+
+    async def _gone_of(self, found: Evidence, tids: Sequence[Tid], observer: Observer) -> list[Tid]:
         """The sandwich: those of these rows that are there for others and gone for the agent's transaction."""
+        table = found.table
         again = queries.observe_again(table.schema, table.name, tids)
         before = {line async for line in _lines(observer, again)}
         if not before:
             return []
         seen = [read_tid(line.partition(b"\t")[0]) for line in before]
-        answer = await self._one(queries.visible_rows(table.schema, table.name, seen))
+        answer = await self._one(found.asking.visible(seen))
         visible = {read_tid(row[0] or b"") for row in answer.rows}
         if len(visible) == len(seen):
             return []
         missing = [tid for tid in seen if tid not in visible]
         again = queries.observe_again(table.schema, table.name, missing)
-        return [read_tid(line.partition(b"\t")[0]) async for line in _lines(observer, again) if line in before]
+        return [
+            read_tid(line.partition(b"\t")[0]) async for line in _lines(observer, again) if line in before
+        ]
 
-    async def _find_came(self, xid: int, found: Evidence, limits: Limits) -> None:
+    async def _find_came(self, found: Evidence, limits: Limits) -> None:
         """The rows that the transaction left in the place of others, and those that it added."""
-        table, deltas = found.table, found.write.deltas
+        deltas = found.write.deltas
         heirs: dict[Tid, None] = {}
         if deltas.updated:
-            gone = set(found.gone)
-            for tids in batches(found.gone, BATCH):
-                answer = await self._one(queries.successors(table.schema, table.name, tids))
-                heirs.update(dict.fromkeys(tid for row in answer.rows if (tid := read_tid(row[0] or b"")) not in gone))
+            for tids in batches(list(found.gone), BATCH):
+                answer = await self._one(found.asking.successors(tids))
+                heirs.update(
+                    dict.fromkeys(
+                        tid for row in answer.rows if (tid := read_tid(row[0] or b"")) not in found.gone
+                    )
+                )
         if deltas.inserted:
-            await self._find_added(xid, found, heirs, limits)
+            await self._find_added(found, heirs, limits)
         found.came = list(heirs)
 
-    async def _find_added(self, xid: int, found: Evidence, heirs: dict[Tid, None], limits: Limits) -> None:
+    async def _find_added(self, found: Evidence, heirs: dict[Tid, None], limits: Limits) -> None:
         """Own rows that replace none: at the end of the table, where most go, else anywhere."""
         tail = max(0, found.table.size // BLOCK - TAIL)
-        outcome = await self._look_for_added(xid, found, heirs, tail)
+        outcome = await self._look_for_added(found, heirs, tail)
         if tail and isinstance(outcome, proof.NotCovered):
             self._check_scan(found, limits, outcome.reason)
-            outcome = await self._look_for_added(xid, found, heirs, 0)
+            outcome = await self._look_for_added(found, heirs, 0)
         if isinstance(outcome, proof.NotCovered):
             raise Refusal(Uncovered(outcome.reason, found.write.label, "not-covered"))
         if outcome is proof.Proof.SCANNED:
             found.proof = outcome
 
     async def _look_for_added(
-        self, xid: int, found: Evidence, heirs: dict[Tid, None], first_block: int
+        self, found: Evidence, heirs: dict[Tid, None], first_block: int
     ) -> proof.Proof | proof.NotCovered:
-        table = found.table
-        answer = await self._one(queries.own_rows(table.schema, table.name, xid, first_block))
+        answer = await self._one(found.asking.own(first_block))
         own = dict.fromkeys(read_tid(row[0] or b"") for row in answer.rows)
         added = sum(tid not in heirs for tid in own)
         outcome = proof.prove_after(found.write.deltas, added, is_complete=not first_block)
@@ -300,7 +353,7 @@ class Guard:
         table = found.table
         await pages.begin()
         rows = 0
-        for tids in batches(found.gone, BATCH):
+        for tids in batches(list(found.gone), BATCH):
             sql = queries.observe_rows(table.schema, table.name, table.columns, tids)
             async for line in _lines(observer, sql):
                 await pages.add(line.split(b"\t", 2)[2] + b"\n" if table.columns else b"\n")
@@ -310,18 +363,17 @@ class Guard:
         return await pages.end()
 
     async def _store_after(self, found: Evidence, pages: Pages) -> Part:
-        table = found.table
         await pages.begin()
         rows = 0
         for tids in batches(found.came, BATCH):
-            for row in await self._images(table, tids):
-                await pages.add(copy_line(row[1:]))
+            for row in await self._images(found, tids):
+                await pages.add(copy_line(row))
                 rows += 1
         if rows > len(found.came):
             raise SnapshotError("a row was read twice")
         return await pages.end()
 
-    async def _images(self, table: Table, tids: Sequence[Tid]) -> Sequence[tuple[bytes | None, ...]]:
+    async def _images(self, found: Evidence, tids: Sequence[Tid]) -> Sequence[queries.Row]:
         """Rows that only the agent's transaction sees, under settings that its client never sees changed.
 
         One pipeline up to Sync, so that no ParameterStatus is sent in between; ROLLBACK TO brings the settings back.
@@ -330,7 +382,7 @@ class Guard:
             (
                 b"SAVEPOINT _sqlwall_images",
                 queries.exact_settings(),
-                queries.own_images(table.schema, table.name, table.columns, tids),
+                found.asking.own_images(tids),
                 b"ROLLBACK TO SAVEPOINT _sqlwall_images",
                 b"RELEASE SAVEPOINT _sqlwall_images",
             )
@@ -338,7 +390,7 @@ class Guard:
         for answer in answers:
             if answer.error is not None:
                 raise ServerError(answer.error)
-        return answers[2].rows
+        return found.asking.read_images(answers[2].rows)
 
     async def _one(self, sql: bytes) -> Answer:
         (answer,) = await self._ask((sql,))

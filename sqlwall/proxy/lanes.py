@@ -74,8 +74,8 @@ class Line(Protocol):
 class Lane:
     """The slow lane of one connection. `baseline` is what the counters said before the open block's first write.
 
-    `guard` and `capture` are None where no snapshots are taken; `prepared` is the snapshot of a transaction whose COMMIT
-    has not been answered yet.
+    `guard` and `capture` are None where no snapshots are taken; `prepared` is the snapshot of a transaction whose
+    COMMIT has not been answered yet.
     """
 
     def __init__(self, line: Line) -> None:

@@ -13,10 +13,10 @@ from sqlwall.errors import AuthenticationError, SqlwallError, StoreError, Upstre
 from sqlwall.proxy.authenticate import Accepted, CancelAsked, accept_client
 from sqlwall.proxy.catalog import CatalogCache
 from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.observe import Relay
 from sqlwall.proxy.pipe import Pipe
 from sqlwall.proxy.policy import Identity, SessionPolicy
-from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.record import Recorder
 from sqlwall.proxy.startup import LoginRefusedError
 from sqlwall.proxy.upstream import Upstream, client_refusal, connect_upstream, query_rows
@@ -192,7 +192,7 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
         worker.release_catalog(catalog)
         raise
     limits, timeouts = worker.config.limits, worker.config.timeouts
-    connection = Connection(worker, policy, recorder, limits.segment_bytes, timeouts.statement)
+    connection = Connection(worker, policy, recorder, limits.segment_bytes, timeouts.statement, worker.keeper)
     connection.watched = {
         name: value for name, value in upstream.parameter_status.items() if name in WATCHED_PARAMETERS
     }

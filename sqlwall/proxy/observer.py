@@ -28,11 +28,12 @@ LOCK_TIMEOUT = 5000
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which cluster and database an observer looks at."""
+    """Which cluster and database an observer looks at, and whether our functions are there (`snapshot.provision`)."""
 
     system: str
     database_oid: int
     server_version: int
+    has_helpers: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,20 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Schema and name."""
+        return self.schema, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A reference between two tables. `pairs`: the child's column, the parent's, the operator's schema and name."""
+
+    child: int
+    parent: int
+    pairs: tuple[tuple[str, ...], ...]
+
 
 class Observer:
     """One session. Its errors are UpstreamError: without it nothing is proven."""
@@ -58,6 +73,11 @@ class Observer:
     def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], identity: Identity) -> None:
         self._connection = connection
         self.identity = identity
+
+    @property
+    def has_helpers(self) -> bool:
+        """Whether the agent's session can be asked past row security."""
+        return self.identity.has_helpers
 
     @property
     def is_usable(self) -> bool:
@@ -80,6 +100,13 @@ class Observer:
             )
             found[oid] = Table(oid, schema, name, kind, size, rows, listed, tuple(key or ()))
         return found
+
+    async def foreign_keys(self, oids: Sequence[int]) -> list[ForeignKey]:
+        """The foreign keys between these tables."""
+        rows = await self.fetch(queries.FOREIGN_KEYS, (list(oids), list(oids)))
+        return [
+            ForeignKey(child, parent, tuple(tuple(pair) for pair in pairs)) for child, parent, pairs in rows
+        ]
 
     async def fetch(self, sql: Query, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of one query."""
@@ -148,11 +175,12 @@ class Observers:
         try:
             cursor = await connection.execute(queries.IDENTITY)
             row = await cursor.fetchone()
+            helpers = await (await connection.execute(queries.HELPERS)).fetchone()
         except BaseException:
             await connection.close()
             raise
-        assert row is not None
-        return Observer(connection, Identity(row[0], row[1], row[2]))
+        assert row is not None and helpers is not None
+        return Observer(connection, Identity(row[0], row[1], row[2], helpers[0] == queries.HELPER_COUNT))
 
     async def close(self) -> None:
         """End all that is idle."""

@@ -6,6 +6,7 @@ Reads are noted in batches; refusals, verdicts on writes and the gate's outcomes
 from __future__ import annotations
 
 import asyncio
+
 from sqlwall.errors import StoreError
 from sqlwall.proxy import gate
 from sqlwall.proxy.labels import SessionLabels

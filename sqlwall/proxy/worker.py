@@ -16,10 +16,13 @@ from sqlwall.proxy import listener
 from sqlwall.proxy.authenticate import AcceptSettings, AgentCredentials
 from sqlwall.proxy.catalog import CatalogCache, parse_search_path
 from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.guard import CaptureTexts, Keeper
 from sqlwall.proxy.listener import CancelKey
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observe import Relay
+from sqlwall.proxy.observer import Observers
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
+from sqlwall.proxy.settle import settle_all
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.proxy.tls import client_side_context
 from sqlwall.proxy.upstream import Upstream, UpstreamSettings, cancel_upstream
@@ -33,6 +36,7 @@ from sqlwall.store import agents
 from sqlwall.store.audit import AuditLog
 from sqlwall.store.chain import AuditKind, AuditRecord
 from sqlwall.store.database import mock_seed
+from sqlwall.store.snapshots import Snapshots, read_key
 from sqlwall.wire import sqlstate
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ logger = logging.getLogger(__name__)
 TICK = 0.1
 #: Seconds between two looks at who has been revoked.
 AGENTS_INTERVAL = 2.0
+#: Seconds between two looks at snapshots whose outcome is not known.
+SETTLE_INTERVAL = 30.0
 
 #: Where a ruleset's text is found by its name or path.
 FindRuleset = Callable[[str], tuple[str, str]]
@@ -98,6 +104,7 @@ class Worker:
         self._verdicts = VerdictCaches()
         self._catalogs: dict[str, CatalogCache] = {}
         self._sandbox = ParserSandbox()
+        self.keeper = _keeper(config, engine, self.tasks)
         self.counters.watch("cache_hits", lambda: self._facts.hits)
         self.counters.watch("cache_misses", lambda: self._facts.misses)
         self.counters.watch("sandbox_deaths", lambda: self._sandbox.deaths)
@@ -129,6 +136,8 @@ class Worker:
             )
         self.tasks.spawn(self._tick(), "clock")
         self.tasks.spawn(self._watch_agents(), "watch of revoked agents")
+        if self.keeper is not None:
+            self.tasks.spawn(self._settle(self.keeper), "settling of snapshots")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -173,6 +182,8 @@ class Worker:
         for catalog in self._catalogs.values():
             await catalog.close()
         await self._sandbox.close()
+        if self.keeper is not None:
+            await self.keeper.observers.close()
 
     def prepare(self, config: Config) -> Prepared:
         """Read what can be changed while running, and change nothing. Raises ConfigError if any of it is bad."""
@@ -280,6 +291,7 @@ class Worker:
             lambda: self.ruleset_of(identity.agent),
             catalog,
             is_standby=is_standby,
+            can_cover=self.keeper is not None,
         )
 
     def register(
@@ -347,6 +359,15 @@ class Worker:
             for connection in list(self._connections):
                 connection.expire(now, idle)
 
+    async def _settle(self, keeper: Keeper) -> None:
+        """Find out what became of transactions whose COMMIT was never seen answered, those of earlier runs first."""
+        while True:
+            try:
+                await settle_all(keeper.snapshots, keeper.observers)
+            except StoreError as error:
+                logger.error("snapshots are not settled: %s", error)
+            await asyncio.sleep(SETTLE_INTERVAL)
+
     async def _watch_agents(self) -> None:
         """End the sessions of agents that have been revoked since they logged in."""
         while True:
@@ -381,3 +402,13 @@ class Worker:
             logger.error("ruleset %s of %s is not used: %s", ruleset, agent, error)
             return
         self._agent_rulesets[agent] = ruleset
+
+
+def _keeper(config: Config, engine: Engine, tasks: TaskSet) -> Keeper | None:
+    """What takes snapshots; None where no observer is configured: then no write that needs one is let through."""
+    if not config.observer.host:
+        return None
+    settings = UpstreamSettings.of(config.observer, config.timeouts.upstream_connect)
+    kept = config.snapshots
+    snapshots = Snapshots(engine, kept.url, read_key(kept.key.reveal()), lock_seconds=kept.lock)
+    return Keeper(Observers(settings.conninfo), snapshots, CaptureTexts(), tasks)

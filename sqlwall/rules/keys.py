@@ -211,7 +211,9 @@ LIMIT_KEYS: Mapping[str, Key] = {
     "bytes": Key(Measure(SIZE_UNITS, "a size such as 10MiB"), "Bytes of one result: B, KiB, MiB or GiB."),
     "time": Key(Measure(TIME_UNITS, "a time such as 30s"), "How long one statement may run: ms, s or min."),
     "transaction_rows": Key(Whole(), "Rows that one transaction may write."),
-    "share": Key(Measure(SHARE_UNITS, "a percentage such as 10%"), "Share of a table's rows that may be changed."),
+    "share": Key(
+        Measure(SHARE_UNITS, "a percentage such as 10%"), "Share of a table's rows that may be changed."
+    ),
     "scan": Key(
         Measure(SIZE_UNITS, "a size such as 1GiB"),
         "How large a table may be that is looked at whole, where counts cannot prove that a snapshot is complete.",

@@ -26,8 +26,8 @@ class Limits:
     """Bounds on one statement; None is unlimited.
 
     `rows` returned or written, `bytes` of result, `time` in seconds; `transaction_rows` written by a whole transaction,
-    `share` of one table's rows (0 to 1). `scan` is the size in bytes up to which a table is looked at whole to prove that
-    a snapshot covers what was changed in it.
+    `share` of one table's rows (0 to 1). `scan` is the size in bytes up to which a table is looked at whole to prove
+    that a snapshot covers what was changed in it.
     """
 
     rows: int | None = None

@@ -57,7 +57,9 @@ class Internal:
             expectation.refusal = on_error
             self._expectations.append(expectation)
             ledger.expect(expectation)
-        values, formats = ((), ()) if self._bound is None else (self._bound.parameters, self._bound.parameter_formats)
+        values, formats = (
+            ((), ()) if self._bound is None else (self._bound.parameters, self._bound.parameter_formats)
+        )
         return b"".join(
             (
                 frontend.parse(name, self._sql, self._types),

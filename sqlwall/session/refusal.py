@@ -133,7 +133,7 @@ def too_many_rows(verdict: Verdict, limit: int, event: str) -> Refusal:
     what = " on ".join(part for part in (verdict.operation.upper(), verdict.target[:130]) if part)
     return Refusal(
         sqlstate.CONFIGURATION_LIMIT_EXCEEDED,
-        f"sqlwall denied {what} [{verdict.rule}]: more than {limit} rows. Nothing was executed. Do not retry unchanged.",
+        f"sqlwall denied {what} [{verdict.rule}]: more than {limit} rows. {_NOTHING}",
         f"rule={verdict.rule} retryable=false event={event}",
         "Change fewer rows at a time: add a condition to the WHERE clause.",
         verdict.rule,

@@ -34,7 +34,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One set of images. `offset` and `stored` are bytes of the blob, `size` bytes of COPY text, `digest` its SHA-256."""
+    """One set of images. `offset`, `stored`: bytes of the blob; `size`: bytes of COPY text; `digest`: its SHA-256."""
 
     rows: int = 0
     offset: int = 0

@@ -1,10 +1,10 @@
 """Whether a snapshot covers all that one transaction changed in one table. Pure: measured numbers in, a decision out.
 
-Let C be the committed rows that were seen to be there for others and gone for the transaction: each is a row it changed,
-whatever the predicate, policy or trigger that led there. The server counts each change of a row at least once, so that
-|C| = Δ(updated + deleted) shows that no other row was changed (the cover equation, MECHANICS section 2). Where counts
-are higher, because a row was touched twice or a savepoint undone, only a complete look at the table can tell. The same
-holds for the rows that the transaction added, against Δ(inserted).
+Let C be the committed rows that were seen to be there for others and gone for the transaction: each is a row that it
+changed, whatever the predicate, policy or trigger that led there. The server counts each change of a row at least
+once, so that |C| = Δ(updated + deleted) shows that no other row was changed (the cover equation, MECHANICS section 2).
+Where counts are higher, because a row was touched twice or a savepoint undone, only a complete look at the table can
+tell. The same holds for the rows that the transaction added, against Δ(inserted).
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from sqlwall.snapshot.images import (
 )
 from sqlwall.snapshot.manifest import Column
 
+Row = Sequence[bytes | None]
+
 #: What an observer must know of tables before it reads them: one row per relation.
 #: The parameter is an array of their object ids. Virtual generated columns have no image.
 RELATIONS: Final = """
@@ -46,6 +48,30 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system())::text,
   pg_catalog.current_setting('server_version_num')::int4
 """
 
+#: Which of these tables refer to which, by their own keys or by those of the tables that they are partitions of.
+#: The parameter, twice, is an array of object ids; operators compare the parent's column with the child's.
+FOREIGN_KEYS: Final = """
+WITH kin AS (
+  SELECT o.oid, o.oid AS ancestor FROM pg_catalog.unnest(%s::pg_catalog.oid[]) AS o (oid)
+  UNION SELECT o.oid, a.relid FROM pg_catalog.unnest(%s::pg_catalog.oid[]) AS o (oid),
+    LATERAL pg_catalog.pg_partition_ancestors(o.oid) AS a (relid))
+SELECT DISTINCT child.oid::pg_catalog.int8, parent.oid::pg_catalog.int8,
+  (SELECT pg_catalog.array_agg(ARRAY[f.attname::text, p.attname::text, n.nspname::text, o.oprname::text]
+      ORDER BY u.place)
+    FROM ROWS FROM (pg_catalog.unnest(k.conkey), pg_catalog.unnest(k.confkey), pg_catalog.unnest(k.conpfeqop))
+      WITH ORDINALITY AS u (theirs, ours, operator, place)
+    JOIN pg_catalog.pg_attribute f ON f.attrelid OPERATOR(pg_catalog.=) k.conrelid
+      AND f.attnum OPERATOR(pg_catalog.=) u.theirs
+    JOIN pg_catalog.pg_attribute p ON p.attrelid OPERATOR(pg_catalog.=) k.confrelid
+      AND p.attnum OPERATOR(pg_catalog.=) u.ours
+    JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) u.operator
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace)
+FROM pg_catalog.pg_constraint k
+JOIN kin child ON child.ancestor OPERATOR(pg_catalog.=) k.conrelid
+JOIN kin parent ON parent.ancestor OPERATOR(pg_catalog.=) k.confrelid
+WHERE k.contype::text OPERATOR(pg_catalog.=) 'f'
+"""
+
 #: What became of a transaction: committed, aborted, in progress, or NULL if that is too long ago to be known.
 STATUS: Final = "SELECT pg_catalog.pg_xact_status(%s::pg_catalog.text::pg_catalog.xid8)"
 
@@ -67,12 +93,39 @@ def observe_again(schema: str, name: str, tids: Iterable[Tid]) -> str:
     )
 
 
+def observe_children(
+    child: tuple[str, str], parent: tuple[str, str], pairs: Iterable[Sequence[str]], tids: Iterable[Tid]
+) -> str:
+    """Addresses of the rows that refer to these rows of a parent: what a cascade can have reached."""
+    equal = " AND ".join(
+        f"p.{quote_identifier(ours)} OPERATOR({quote_identifier(schema)}.{operator}) c.{quote_identifier(theirs)}"
+        for theirs, ours, schema, operator in pairs
+    )
+    return (
+        f"COPY (SELECT c.ctid FROM ONLY {qualify(*child)} AS c WHERE EXISTS (SELECT FROM ONLY {qualify(*parent)} AS p"
+        f" WHERE p.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)}) AND {equal})) TO STDOUT"
+    )
+
+
 def observe_touched(schema: str, name: str) -> str:
     """Addresses of all rows that any transaction has locked, updated or deleted since they were written."""
     return (
         f"COPY (SELECT t.ctid FROM ONLY {qualify(schema, name)} AS t"
         " WHERE t.xmax OPERATOR(pg_catalog.<>) '0'::pg_catalog.xid) TO STDOUT"
     )
+
+
+#: On the observer's session: whether our functions are there, made by somebody whom row security does not bind.
+HELPERS: Final = """
+SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+  JOIN pg_catalog.pg_roles o ON o.oid OPERATOR(pg_catalog.=) p.proowner
+WHERE n.nspname OPERATOR(pg_catalog.=) '_sqlwall'::pg_catalog.name AND p.prosecdef
+  AND p.proname OPERATOR(pg_catalog.=) ANY (ARRAY['visible', 'successors', 'own', 'own_images']::pg_catalog.name[])
+  AND (o.rolbypassrls OR o.rolsuper)
+"""
+#: How many they are.
+HELPER_COUNT: Final = 4
 
 
 def reading_rights(oids: Iterable[str]) -> bytes:
@@ -86,51 +139,99 @@ def reading_rights(oids: Iterable[str]) -> bytes:
     ).encode()
 
 
-def visible_rows(schema: str, name: str, tids: Iterable[Tid]) -> bytes:
-    """On the agent's session: which of these row versions its transaction still sees."""
-    return (
-        f"SELECT t.ctid FROM ONLY {qualify(schema, name)} AS t"
-        f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})"
-    ).encode()
+class Direct:
+    """On the agent's session, with the rights of its role: which row versions its transaction sees, and what it wrote.
 
-
-def successors(schema: str, name: str, tids: Iterable[Tid]) -> bytes:
-    """On the agent's session: the newest version of each row, its own address if it is gone."""
-    relation = quote_literal(qualify(schema, name))
-    return (
-        f"SELECT pg_catalog.currtid2({relation}::pg_catalog.text, u.tid)"
-        f" FROM pg_catalog.unnest({tid_array(tids)}) AS u (tid)"
-    ).encode()
-
-
-def own_rows(schema: str, name: str, xid: int, first_block: int) -> bytes:
-    """On the agent's session: the visible rows that its own transaction wrote, from a block on.
-
-    A row version that is visible while its transaction is in progress is our own. xmin has 32 bits; the distance to our
-    top transaction's id, which is never above those of its savepoints, gives the other 32 (MECHANICS, section 4).
+    Answers are rows of one address each; `own_images` has the address first, then the values in their text form.
     """
-    age = "pg_catalog.age"
-    top = f"{age}('{xid & 0xFFFFFFFF}'::pg_catalog.xid)"
-    full = (
-        f"((({xid}::pg_catalog.int8 OPERATOR(pg_catalog.+) ({top} OPERATOR(pg_catalog.-) {age}(t.xmin))::pg_catalog.int8)"
-        "::pg_catalog.text)::pg_catalog.xid8)"
-    )
-    start = f" AND t.ctid OPERATOR(pg_catalog.>=) '{tid_text(first_block << 16)}'::pg_catalog.tid"
-    return (
-        f"SELECT t.ctid FROM ONLY {qualify(schema, name)} AS t"
-        f" WHERE CASE WHEN {age}(t.xmin) OPERATOR(pg_catalog.<=) {top}"
-        f" THEN pg_catalog.pg_xact_status({full}) OPERATOR(pg_catalog.=) 'in progress'::pg_catalog.text"
-        f" ELSE false END{start if first_block else ''}"
-    ).encode()
+
+    def __init__(self, schema: str, name: str, columns: Sequence[Column], xid: int) -> None:
+        self._relation = qualify(schema, name)
+        self._columns = columns
+        self._xid = xid
+
+    def visible(self, tids: Iterable[Tid]) -> bytes:
+        """Which of these row versions the transaction still sees."""
+        return (
+            f"SELECT t.ctid FROM ONLY {self._relation} AS t"
+            f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})"
+        ).encode()
+
+    def successors(self, tids: Iterable[Tid]) -> bytes:
+        """The newest version of each row, its own address if it is gone."""
+        return (
+            f"SELECT pg_catalog.currtid2({quote_literal(self._relation)}::pg_catalog.text, u.tid)"
+            f" FROM pg_catalog.unnest({tid_array(tids)}) AS u (tid)"
+        ).encode()
+
+    def own(self, first_block: int) -> bytes:
+        """The visible rows that the transaction wrote, from a block on.
+
+        A row version that is visible while its transaction is in progress is our own. xmin has 32 bits; the distance
+        to our top transaction's id, which is never above those of its savepoints, gives the other 32 (MECHANICS 4).
+        """
+        age = "pg_catalog.age"
+        top = f"{age}('{self._xid & 0xFFFFFFFF}'::pg_catalog.xid)"
+        full = (
+            f"((({self._xid}::pg_catalog.int8 OPERATOR(pg_catalog.+)"
+            f" ({top} OPERATOR(pg_catalog.-) {age}(t.xmin))::pg_catalog.int8)::pg_catalog.text)::pg_catalog.xid8)"
+        )
+        start = f" AND t.ctid OPERATOR(pg_catalog.>=) '{tid_text(first_block << 16)}'::pg_catalog.tid"
+        return (
+            f"SELECT t.ctid FROM ONLY {self._relation} AS t"
+            f" WHERE CASE WHEN {age}(t.xmin) OPERATOR(pg_catalog.<=) {top}"
+            f" THEN pg_catalog.pg_xact_status({full}) OPERATOR(pg_catalog.=) 'in progress'::pg_catalog.text"
+            f" ELSE false END{start if first_block else ''}"
+        ).encode()
+
+    def own_images(self, tids: Iterable[Tid]) -> bytes:
+        """The rows at these addresses."""
+        listed = "".join(f", t.{quote_identifier(column.name)}" for column in self._columns)
+        return (
+            f"SELECT t.ctid{listed} FROM ONLY {self._relation} AS t"
+            f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})"
+        ).encode()
+
+    def read_images(self, rows: Iterable[Row]) -> list[Row]:
+        """The values of each row in the answer to `own_images`."""
+        return [tuple(row[1:]) for row in rows]
 
 
-def own_images(schema: str, name: str, columns: Sequence[Column], tids: Iterable[Tid]) -> bytes:
-    """On the agent's session: the rows at these addresses, address first, then the values in text form."""
-    listed = "".join(f", t.{quote_identifier(column.name)}" for column in columns)
-    return (
-        f"SELECT t.ctid{listed} FROM ONLY {qualify(schema, name)} AS t"
-        f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})"
-    ).encode()
+class Helped(Direct):
+    """The same through our functions, which look past row security and missing privileges (`snapshot.provision`)."""
+
+    def __init__(self, oid: int, columns: Sequence[Column], xid: int) -> None:
+        super().__init__("", "", columns, xid)
+        self._oid = f"{oid}::pg_catalog.oid"
+
+    def visible(self, tids: Iterable[Tid]) -> bytes:
+        """See `Direct`."""
+        return f"SELECT f.* FROM _sqlwall.visible({self._oid}, {tid_array(tids)}) AS f".encode()
+
+    def successors(self, tids: Iterable[Tid]) -> bytes:
+        """See `Direct`."""
+        return f"SELECT f.* FROM _sqlwall.successors({self._oid}, {tid_array(tids)}) AS f".encode()
+
+    def own(self, first_block: int) -> bytes:
+        """See `Direct`."""
+        first = f"'{tid_text(first_block << 16)}'::pg_catalog.tid"
+        return (
+            f"SELECT f.* FROM _sqlwall.own({self._oid}, {self._xid}::pg_catalog.int8, {first}) AS f".encode()
+        )
+
+    def own_images(self, tids: Iterable[Tid]) -> bytes:
+        """See `Direct`: here one row for each value, with the number of its column."""
+        return (
+            f"SELECT f.tid, f.place, f.value FROM _sqlwall.own_images({self._oid}, {self._xid}::pg_catalog.int8,"
+            f" {tid_array(tids)}) AS f"
+        ).encode()
+
+    def read_images(self, rows: Iterable[Row]) -> list[Row]:
+        """See `Direct`."""
+        found: dict[bytes | None, dict[int, bytes | None]] = {}
+        for tid, place, value in rows:
+            found.setdefault(tid, {})[int(place or b"0")] = value
+        return [tuple(values[column.number] for column in self._columns) for values in found.values()]
 
 
 def exact_settings() -> bytes:

@@ -20,7 +20,9 @@ from sqlwall.snapshot.images import (
 )
 from tests.postgres import Server
 
-TIDS = st.tuples(st.integers(0, 2**32 - 2), st.integers(0, 2**16 - 1)).map(lambda pair: pair[0] << 16 | pair[1])
+TIDS = st.tuples(st.integers(0, 2**32 - 2), st.integers(0, 2**16 - 1)).map(
+    lambda pair: pair[0] << 16 | pair[1]
+)
 
 
 @given(TIDS)
@@ -31,7 +33,7 @@ def test_an_address_is_read_as_it_was_written(tid: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "()", "(1)", "(a,b)", "1"])
 def test_what_is_no_address_is_not_read(text: str) -> None:
-    with pytest.raises(ValueError, match="tid|invalid literal|substring"):
+    with pytest.raises(ValueError, match=r"tid|invalid literal|substring"):
         read_tid(text)
 
 
@@ -67,7 +69,13 @@ def test_names_and_constants_are_what_the_server_reads(postgres: Server, name: s
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.one_of(st.none(), st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))), min_size=2, max_size=4))
+@given(
+    st.lists(
+        st.one_of(st.none(), st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))),
+        min_size=2,
+        max_size=4,
+    )
+)
 def test_a_line_is_what_copy_itself_writes_and_reads(postgres: Server, values: list[str | None]) -> None:
     line = copy_line([None if value is None else value.encode() for value in values])
     with postgres.connect() as connection:
