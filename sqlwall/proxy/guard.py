@@ -38,6 +38,8 @@ SCAN_LIMIT = 1 << 30
 #: Blocks at the end of a table where inserted rows are looked for before the whole is.
 TAIL = 64
 BLOCK = 8192
+#: Isolation levels in which each statement has a snapshot of its own.
+_FRESH = frozenset({b"read committed", b"read uncommitted"})
 #: Texts whose capture is remembered.
 TEXTS_LIMIT = 2_000
 #: Statements of one transaction that a manifest names, and characters of each.
@@ -107,8 +109,10 @@ class Evidence:
     write: Write
     table: Table
     asking: queries.Direct
+    horizon: proof.Horizon
     gone: dict[Tid, None] = field(default_factory=dict)
     came: list[Tid] = field(default_factory=list)
+    doubtful: int = 0  # rows left out, because others may have written them since
     proof: proof.Proof = proof.Proof.COUNTED
 
     @property
@@ -175,24 +179,22 @@ class Guard:
         """What must be known of the tables before their rows can be found."""
         tables = await observer.tables([int(write.oid) for write in writes])
         answer = await self._one(queries.reading_rights(write.oid for write in writes))
-        rights = {row[0]: (row[1] == b"true", row[2] == b"true") for row in answer.rows}
+        rights = {row[0]: row[1:] for row in answer.rows}
         found: list[Evidence] = []
         for write in writes:
             table = tables.get(int(write.oid))
-            may_read, is_filtered = rights.get(write.oid.encode(), (False, True))
-            if table is None or (table.schema, table.name) != (write.schema, write.name):
+            if table is None or table.names != (write.schema, write.name):
                 raise Refusal(Uncovered("the observer does not see the table", write.label, "unseen"))
+            may_read, is_filtered, isolation, oldest = rights[write.oid.encode()]
             asking = queries.Direct(table.schema, table.name, table.columns, xid)
-            if is_filtered or not may_read:
+            if (may_read, is_filtered) != (b"true", b"false"):
                 if not observer.has_helpers:
-                    why = (
-                        "row security hides rows from the agent's role"
-                        if may_read
-                        else "the agent's role may not read it"
-                    )
-                    raise Refusal(Uncovered(f"{why}; sqlwall provision helps", write.label, "privilege"))
+                    why = "row security hides rows from" if may_read == b"true" else "it may not be read by"
+                    reason = f"{why} the agent's role; sqlwall provision helps"
+                    raise Refusal(Uncovered(reason, write.label, "privilege"))
                 asking = queries.Helped(table.oid, table.columns, xid)
-            found.append(Evidence(write, table, asking))
+            horizon = proof.Horizon(int(oldest or b"0"), isolation not in _FRESH)
+            found.append(Evidence(write, table, asking, horizon))
         return found
 
     async def _find_gone(self, found: Sequence[Evidence], observer: Observer, limits: Limits) -> None:
@@ -201,7 +203,9 @@ class Guard:
         """
         open_cases = [evidence for evidence in found if evidence.write.deltas.gone]
         for evidence in open_cases:
-            await self._add_gone(evidence, self._candidates.get(evidence.write.oid, ()), observer)
+            await self._add_gone(
+                evidence, self._candidates.get(evidence.write.oid, ()), observer, is_seen=True
+            )
         open_cases = [evidence for evidence in open_cases if not evidence.is_explained]
         if (open_cases and len(found) > 1) or any(evidence.gone for evidence in open_cases):
             await self._follow_keys(found, open_cases, observer)
@@ -213,17 +217,29 @@ class Guard:
             self._check_scan(evidence, limits, outcome.reason)
             evidence.gone.clear()
             await self._scan_gone(evidence, observer)
-            outcome = proof.prove_before(evidence.write.deltas, len(evidence.gone), is_complete=True)
+            outcome = proof.prove_before(
+                evidence.write.deltas, len(evidence.gone), is_complete=True, doubtful=evidence.doubtful
+            )
             if isinstance(outcome, proof.NotCovered):
                 raise Refusal(Uncovered(outcome.reason, evidence.write.label, "not-covered"))
             evidence.proof = proof.Proof.SCANNED
 
-    async def _add_gone(self, evidence: Evidence, tids: Iterable[Tid], observer: Observer) -> bool:
-        """Ask about more rows; whether any of them is gone."""
+    async def _add_gone(
+        self, evidence: Evidence, tids: Iterable[Tid], observer: Observer, *, is_seen: bool = False
+    ) -> bool:
+        """Ask about more rows; whether any of them is gone.
+
+        `is_seen` says that the transaction itself has listed them. Of any other row that it does not see under a fixed
+        snapshot, it must first be certain that it once did.
+        """
         new = [tid for tid in tids if tid not in evidence.gone]
         known = len(evidence.gone)
         for some in batches(new, BATCH):
-            evidence.gone.update(dict.fromkeys(await self._gone_of(evidence, some, observer)))
+            for tid, xmin in await self._gone_of(evidence, some, observer):
+                if is_seen or evidence.horizon.reaches(xmin):
+                    evidence.gone[tid] = None
+                else:
+                    evidence.doubtful += 1
         return len(evidence.gone) > known
 
     async def _follow_keys(
@@ -252,23 +268,23 @@ class Guard:
         touched = [read_tid(line) async for line in _lines(observer, sql)]
         await self._add_gone(found, touched, observer)
 
-    async def _gone_of(self, found: Evidence, tids: Sequence[Tid], observer: Observer) -> list[Tid]:
-        """The sandwich: those of these rows that are there for others and gone for the agent's transaction."""
+    async def _gone_of(
+        self, found: Evidence, tids: Sequence[Tid], observer: Observer
+    ) -> list[tuple[Tid, int]]:
+        """The sandwich: which of these rows are there for others and gone for the agent's transaction, with xmin."""
         table = found.table
-        again = queries.observe_again(table.schema, table.name, tids)
-        before = {line async for line in _lines(observer, again)}
+        sql = queries.observe_again(table.schema, table.name, tids)
+        before = {line async for line in _lines(observer, sql)}
         if not before:
             return []
-        seen = [read_tid(line.partition(b"\t")[0]) for line in before]
+        seen = [_address(line)[0] for line in before]
         answer = await self._one(found.asking.visible(seen))
         visible = {read_tid(row[0] or b"") for row in answer.rows}
-        if len(visible) == len(seen):
-            return []
         missing = [tid for tid in seen if tid not in visible]
+        if not missing:
+            return []
         again = queries.observe_again(table.schema, table.name, missing)
-        return [
-            read_tid(line.partition(b"\t")[0]) async for line in _lines(observer, again) if line in before
-        ]
+        return [_address(line) async for line in _lines(observer, again) if line in before]
 
     async def _find_came(self, found: Evidence, limits: Limits) -> None:
         """The rows that the transaction left in the place of others, and those that it added."""
@@ -432,6 +448,12 @@ class Pages:
     def _end(self) -> Part:
         self._flush()
         return self._writer.end()
+
+
+def _address(line: bytes) -> tuple[Tid, int]:
+    """Address and xmin of a row version."""
+    tid, _, xmin = line.partition(b"\t")
+    return read_tid(tid), int(xmin)
 
 
 async def _lines(observer: Observer, sql: str) -> AsyncIterator[bytes]:

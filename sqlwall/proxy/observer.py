@@ -81,8 +81,12 @@ class Observer:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be used again."""
-        return not self._connection.closed
+        """Whether it can be used again: the server may have ended it meanwhile."""
+        try:
+            self._connection.pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        return not self._connection.closed and not self._connection.pgconn.is_busy()
 
     async def close(self) -> None:
         """End it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 
 class Proof(Enum):
@@ -32,6 +33,29 @@ class Deltas:
     def gone(self) -> int:
         """Row versions that the transaction ended, at most."""
         return self.updated + self.deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """What a transaction can see of others'. `oldest` is the xmin of its snapshot; `is_fixed` says that the snapshot is
+    that of its first statement (REPEATABLE READ, SERIALIZABLE), so that others may have added rows since.
+    """
+
+    oldest: int
+    is_fixed: bool
+
+    def reaches(self, xmin: int) -> bool:
+        """Whether a committed row version is certainly in the snapshot, by the 32 bits of its xmin.
+
+        One that was written by a transaction that still ran then, or since, may not be. After two thousand million
+        transactions an old row looks new; then it is left out, and only the cover equation can accept.
+        """
+        return not self.is_fixed or xmin <= _FROZEN or (xmin - self.oldest) & 0xFFFFFFFF >= _HALF
+
+
+#: FrozenTransactionId (access/transam.h); ids are compared modulo 2^32.
+_FROZEN: Final = 2
+_HALF: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,12 +129,17 @@ HELPER_COUNT: Final = 4
 
 
 def reading_rights(oids: Iterable[str]) -> bytes:
-    """On the agent's session: whether it may read each relation whole, by privilege and row security."""
+    """On the agent's session: whether it may read each relation whole, by privilege and row security.
+
+    In every row the transaction's isolation level and the xmin of its snapshot, too.
+    """
     listed = ",".join(str(int(oid)) for oid in oids)
     return (
         "SELECT o.oid::pg_catalog.text,"
         " pg_catalog.has_table_privilege(o.oid, 'SELECT')::pg_catalog.text,"
-        " pg_catalog.row_security_active(o.oid)::pg_catalog.text"
+        " pg_catalog.row_security_active(o.oid)::pg_catalog.text,"
+        " pg_catalog.current_setting('transaction_isolation'),"
+        " pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text"
         f" FROM pg_catalog.unnest('{{{listed}}}'::pg_catalog.oid[]) AS o (oid)"
     ).encode()
 
