@@ -221,6 +221,8 @@ def _dangerous(rule: Rule, ruleset: Ruleset) -> Iterator[Finding]:
 def _waiver(rule: Rule, ruleset: Ruleset) -> Iterator[Finding]:
     if rule.action is Action.DENY or rule.snapshot is not SnapshotPolicy.NONE:
         return
+    if any(isinstance(check, KindCheck) and check.kinds == {RelationKind.SEQUENCE} for check in rule.checks):
+        return  # nothing brings a sequence back: what is waived could not be had
     waived = sorted(operation.value for operation in rule.operations & WRITE_OPERATIONS)
     if waived:
         where = next(
