@@ -7,6 +7,7 @@ row from it, it fails instead (`row_security = off`).
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -81,12 +82,12 @@ class Observer:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be used again: the server may have ended it meanwhile."""
-        try:
-            self._connection.pgconn.consume_input()
-        except psycopg.Error:
+        """Whether it can be used again. One that has something to say unasked has been ended meanwhile."""
+        if self._connection.closed:
             return False
-        return not self._connection.closed and not self._connection.pgconn.is_busy()
+        poll = select.poll()
+        poll.register(self._connection.pgconn.socket, select.POLLIN)
+        return not poll.poll(0)
 
     async def close(self) -> None:
         """End it."""

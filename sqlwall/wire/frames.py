@@ -170,9 +170,13 @@ class FrameReader:
         position = self._resume(data, frames) if self._partial else 0
         if self.failure is None:
             self._cut(data, position, frames)
-        if self.failure is not None and not frames:
-            raise self.failure
+        if not frames:
+            self._raise_failure()
         return frames
+
+    def _raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def _cut(self, data: bytes, position: int, frames: list[Frame]) -> None:
         end = len(data)
