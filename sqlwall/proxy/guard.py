@@ -10,11 +10,13 @@ before-image.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sqlwall.errors import SnapshotError
 from sqlwall.proxy.labels import SessionLabels
+from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observer import ForeignKey, Observer, Observers, Table
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.rules.verdict import Limits
@@ -93,13 +95,14 @@ class CaptureTexts:
 @dataclass(frozen=True, slots=True)
 class Keeper:
     """What the guards of a worker share: sessions that see committed rows, where snapshots go, what lists the rows that
-    a text will touch, and what goes on behind the sessions.
+    a text will touch, what goes on behind the sessions, and what is counted.
     """
 
     observers: Observers
     snapshots: Snapshots
     captures: CaptureTexts
     tasks: TaskSet
+    counters: Counters
 
 
 @dataclass(slots=True)
@@ -155,6 +158,8 @@ class Guard:
         When it returns a manifest, the snapshot is durable and in state prepared. Raises ServerError, and SqlwallError
         where observer or store cannot be used.
         """
+        started = time.perf_counter()
+        counters = self._keeper.counters
         try:
             async with self._keeper.observers.borrow(self._labels.database) as observer:
                 found = await self._known(xid, writes, observer)
@@ -163,13 +168,20 @@ class Guard:
                     await self._find_came(evidence, limits)
                 found = [evidence for evidence in found if evidence.gone or evidence.came]
                 _check_limits(found, limits, is_single=len(self._statements) == 1)
-                return await self._write(xid, found, observer, ruleset) if found else None
+                if not found:
+                    return None
+                manifest = await self._write(xid, found, observer, ruleset)
         except Refusal as refusal:
+            counters.snapshot_taken(f"refused: {refusal.uncovered.kind}")
             return refusal.uncovered
+        counters.snapshot_taken("prepared")
+        counters.covering.observe(time.perf_counter() - started)
+        return manifest
 
     def settle(self, manifest: Manifest, *, is_committed: bool) -> None:
         """The transaction's end is known. Should this not be written down, the server is asked for it later."""
         state = SnapshotState.COMMITTED if is_committed else SnapshotState.ABORTED
+        self._keeper.counters.snapshot_taken(state.value)
         settling = asyncio.to_thread(self._keeper.snapshots.settle, manifest.id, state)
         self._keeper.tasks.spawn(settling, f"settling of snapshot {manifest.id}")
 
@@ -337,7 +349,7 @@ class Guard:
     async def _write(self, xid: int, found: Sequence[Evidence], observer: Observer, ruleset: str) -> Manifest:
         identifier = new_ulid()
         writer = self._keeper.snapshots.writer(identifier)
-        pages = Pages(writer)
+        pages = Pages(writer, self._keeper.counters)
         try:
             changes: list[Change] = []
             for evidence in found:
@@ -418,8 +430,9 @@ class Guard:
 class Pages:
     """Images on their way to the snapshot, some at a time: its writer blocks and therefore works in a thread."""
 
-    def __init__(self, writer: SnapshotWriter) -> None:
+    def __init__(self, writer: SnapshotWriter, counters: Counters) -> None:
         self._writer = writer
+        self._counters = counters
         self._lines: list[bytes] = []
         self._bytes = 0
 
@@ -431,6 +444,8 @@ class Pages:
         """One more row of it."""
         self._lines.append(line)
         self._bytes += len(line)
+        self._counters.snapshot_rows += 1
+        self._counters.snapshot_bytes += len(line)
         if self._bytes >= PAGE:
             await asyncio.to_thread(self._flush)
 

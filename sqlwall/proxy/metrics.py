@@ -47,8 +47,9 @@ class Counters:
 
     __slots__ = (
         "_watched", "auth_failures", "bytes_from_client", "bytes_from_server", "bytes_to_client", "bytes_to_server",
-        "cancels", "connections", "endings", "gates", "judging", "limits", "logins", "parsing", "refusals",
-        "reloaded_at", "reloads", "sessions", "statements", "upstream_failures",
+        "cancels", "connections", "covering", "endings", "gates", "judging", "limits", "logins", "parsing",
+        "refusals", "reloaded_at", "reloads", "sessions", "snapshot_bytes", "snapshot_rows", "snapshots",
+        "statements", "upstream_failures",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -57,6 +58,8 @@ class Counters:
         self.bytes_from_server = 0
         self.bytes_to_server = 0
         self.connections = 0
+        self.snapshot_rows = 0
+        self.snapshot_bytes = 0
         self.auth_failures = 0
         self.upstream_failures = 0
         self.cancels = 0
@@ -64,12 +67,14 @@ class Counters:
         self.statements: dict[Labels, int] = {}
         self.refusals: dict[Labels, int] = {}
         self.gates: dict[Labels, int] = {}
+        self.snapshots: dict[Labels, int] = {}
         self.limits: dict[Labels, int] = {}
         self.endings: dict[Labels, int] = {}
         self.sessions: dict[Labels, int] = {}
         self.logins: dict[Labels, int] = {}
         self.reloads: dict[Labels, int] = {}
         self.parsing = Histogram()
+        self.covering = Histogram()
         self.judging = Histogram()
         self._watched: dict[str, Callable[[], int]] = {}
 
@@ -89,6 +94,10 @@ class Counters:
     def gate(self, outcome: str) -> None:
         """The gate looked at a commit."""
         _add(self.gates, (outcome,))
+
+    def snapshot_taken(self, outcome: str) -> None:
+        """A snapshot was prepared, or a write was refused for want of one; or its transaction has ended."""
+        _add(self.snapshots, (outcome,))
 
     def limit(self, rule: str) -> None:
         """A limit ended a statement."""
@@ -155,11 +164,18 @@ _PLAIN: Final[Mapping[str, tuple[str, str]]] = {
     "auth_failures": ("sqlwall_auth_failures", "Logins refused."),
     "upstream_failures": ("sqlwall_upstream_failures", "Sessions that PostgreSQL did not give."),
     "cancels": ("sqlwall_cancel_requests", "Cancel requests of agents."),
+    "snapshot_rows": ("sqlwall_snapshot_rows", "Images of rows written to snapshots, as they are written."),
+    "snapshot_bytes": ("sqlwall_snapshot_bytes", "Bytes of these images, before compression."),
 }
 _LABELLED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
     "statements": ("sqlwall_statements", "Statements judged.", ("agent", "operation", "action")),
     "refusals": ("sqlwall_refusals", "Refusals by rule.", ("rule",)),
     "gates": ("sqlwall_gate_decisions", "What the gate found at commit points.", ("outcome",)),
+    "snapshots": (
+        "sqlwall_snapshots",
+        "Snapshots by what became of them, or why there is none.",
+        ("outcome",),
+    ),
     "limits": ("sqlwall_limits_hit", "Statements that a limit ended.", ("rule",)),
     "endings": ("sqlwall_sessions_ended", "Why sessions ended.", ("reason",)),
     "sessions": ("sqlwall_sessions", "Open sessions.", ("agent",)),
@@ -170,6 +186,7 @@ _LABELLED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
 _TIMED: Final[Mapping[str, tuple[str, str]]] = {
     "parsing": ("sqlwall_parse_seconds", "Time to parse and analyze a text that no cache knew."),
     "judging": ("sqlwall_judge_seconds", "Time to judge a statement whose verdict no cache knew."),
+    "covering": ("sqlwall_snapshot_seconds", "Time to find, prove and store what a transaction has changed."),
 }
 #: What is counted elsewhere and only read: name and meaning of the metric.
 WATCHED: Final[Mapping[str, tuple[str, str]]] = {

@@ -104,7 +104,7 @@ class Worker:
         self._verdicts = VerdictCaches()
         self._catalogs: dict[str, CatalogCache] = {}
         self._sandbox = ParserSandbox()
-        self.keeper = _keeper(config, engine, self.tasks)
+        self.keeper = _keeper(config, engine, self.tasks, self.counters)
         self.counters.watch("cache_hits", lambda: self._facts.hits)
         self.counters.watch("cache_misses", lambda: self._facts.misses)
         self.counters.watch("sandbox_deaths", lambda: self._sandbox.deaths)
@@ -404,11 +404,11 @@ class Worker:
         self._agent_rulesets[agent] = ruleset
 
 
-def _keeper(config: Config, engine: Engine, tasks: TaskSet) -> Keeper | None:
+def _keeper(config: Config, engine: Engine, tasks: TaskSet, counters: Counters) -> Keeper | None:
     """What takes snapshots; None where no observer is configured: then no write that needs one is let through."""
     if not config.observer.host:
         return None
     settings = UpstreamSettings.of(config.observer, config.timeouts.upstream_connect)
     kept = config.snapshots
     snapshots = Snapshots(engine, kept.url, read_key(kept.key.reveal()), lock_seconds=kept.lock)
-    return Keeper(Observers(settings.conninfo), snapshots, CaptureTexts(), tasks)
+    return Keeper(Observers(settings.conninfo), snapshots, CaptureTexts(), tasks, counters)
