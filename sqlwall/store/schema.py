@@ -66,6 +66,32 @@ HEADS: Final = sa.Table(
     sa.Column("hash", sa.Text, nullable=False),
 )
 
+#: Snapshots that are kept, one blob each. `relations` and `undoes` are JSON lists; `digest` is the SHA-256 of the
+#: blob's trailer, so that another blob cannot take its place. A trigger keeps rows whose `locked_until` is to come.
+SNAPSHOTS: Final = sa.Table(
+    "sqlwall_snapshots",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("created", sa.Text, nullable=False),
+    sa.Column("agent", sa.Text, nullable=False),
+    sa.Column("session", sa.Text, nullable=False),
+    sa.Column("database", sa.Text, nullable=False),
+    sa.Column("database_oid", sa.BigInteger, nullable=False),
+    sa.Column("system", sa.Text, nullable=False),
+    sa.Column("xid", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("relations", sa.Text, nullable=False),
+    sa.Column("statement", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("undoes", sa.Text, nullable=False),
+    sa.Column("undone_by", sa.Text),
+    sa.Column("locked_until", sa.Text, nullable=False),
+    sa.Index("sqlwall_snapshots_by_agent", "agent", "created"),
+    sa.Index("sqlwall_snapshots_by_state", "state"),
+)
+
 #: Values that belong to this store as a whole, made once when it is created.
 SETTINGS: Final = sa.Table(
     "sqlwall_settings",

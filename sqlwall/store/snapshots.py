@@ -1,23 +1,44 @@
-"""The snapshot store (first version, for trying the guard; being replaced)."""
+"""The snapshots: an index in the store, one blob each, and what became of their transactions.
+
+A snapshot is *prepared* once its blob and its row in the index are durable; only then may COMMIT be sent. Its end is
+noted after, or found out later, and never changes again.
+"""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
+from typing import Any, Final
 
+import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from sqlwall.errors import ConfigError
-from sqlwall.snapshot.manifest import Manifest, Part, read_manifest
+from sqlwall.errors import ConfigError, SnapshotError, StoreError
+from sqlwall.snapshot.manifest import Manifest, Part
+from sqlwall.store.blobs import Blobs, Spool, open_blobs
+from sqlwall.store.container import SectionWriter, open_container, read_part, write_end
+from sqlwall.store.database import reading, writing
+from sqlwall.store.schema import SNAPSHOTS
+from sqlwall.store.stamp import format_time, parse_time, utc_now
+
+logger = logging.getLogger(__name__)
+
+#: Characters of a statement in the index.
+STATEMENT_LENGTH: Final = 200
+#: A blob that no row of the index names is removed when it is older than this: its transaction was never committed.
+ORPHAN_AGE: Final = timedelta(days=1)
+#: Bytes of COPY text that are compressed at a time.
+_PIECE: Final = 1 << 20
 
 
 class SnapshotState(Enum):
-    """What became of the transaction."""
+    """What became of the transaction that a snapshot covers."""
 
     PREPARED = "prepared"
     COMMITTED = "committed"
@@ -25,102 +46,303 @@ class SnapshotState(Enum):
     UNKNOWN = "unknown"
 
 
+_OPEN: Final = (SnapshotState.PREPARED.value, SnapshotState.UNKNOWN.value)
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """One snapshot in the index."""
+    """A row of the index. `size` is that of the blob in bytes, `relations` are the server's names of tables.
+
+    `undoes` are the snapshots that this one's transaction has undone, `undone_by` the one that has undone this.
+    """
 
     id: str
+    created: datetime
+    agent: str
+    session: str
     database: str
+    database_oid: int
     system: str
     xid: str
     state: SnapshotState
+    rows: int
+    size: int
+    relations: tuple[str, ...]
+    statement: str
+    digest: str
+    undoes: tuple[str, ...]
+    undone_by: str | None
+    locked_until: datetime
 
 
 class SnapshotWriter:
-    """Writes one snapshot."""
+    """Writes one snapshot, part by part. Blocking; not for two threads at once."""
 
-    def __init__(self, folder: Path, identifier: str) -> None:
-        self._folder = folder
+    def __init__(self, snapshots: Snapshots, identifier: str, undoes: Sequence[str]) -> None:
+        self._snapshots = snapshots
         self._id = identifier
-        self._data = bytearray()
-        self._start = 0
+        self._undoes = tuple(undoes)
+        self._spool = Spool(snapshots.blobs, identifier)
+        self._section: SectionWriter | None = None
+        self._offset = 0
         self._rows = 0
 
     def begin(self) -> None:
         """The next part."""
-        self._start, self._rows = len(self._data), 0
+        assert self._section is None
+        self._offset, self._rows = self._spool.size, 0
 
     def write(self, lines: bytes, rows: int) -> None:
-        """Whole lines of it."""
-        self._data += lines
+        """So many whole lines of COPY text. Raises StoreError."""
+        if self._section is None:
+            self._section = SectionWriter(self._id, self._offset, self._snapshots.key, self._spool.write)
+        self._section.add(lines)
         self._rows += rows
 
     def end(self) -> Part:
-        """Its end."""
-        size = len(self._data) - self._start
-        digest = hashlib.sha256(self._data[self._start :]).hexdigest()
-        return Part(self._rows, self._start, size, size, digest)
+        """The part is whole. Raises StoreError."""
+        section, self._section = self._section, None
+        if section is None:
+            return Part()
+        digest = section.end()
+        return Part(self._rows, self._offset, section.stored, section.size, digest)
 
     def finish(self, manifest: Manifest) -> None:
-        """Durable."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / f"{self._id}.data").write_bytes(self._data)
-        (self._folder / f"{self._id}.json").write_bytes(manifest.to_json())
-        (self._folder / f"{self._id}.state").write_text("prepared")
+        """Make the snapshot durable, blob first, and enter it as prepared. Raises StoreError."""
+        key = self._snapshots.key
+        _, digest = write_end(manifest, self._spool.size, key, self._spool.write)
+        size = self._spool.size
+        self._spool.keep()
+        self._snapshots.enter(manifest, size, digest, self._undoes)
 
     def abort(self) -> None:
-        """Nothing stays."""
+        """Nothing of it stays; harmless after `finish`."""
+        try:
+            self._spool.discard()
+        except OSError as error:
+            logger.warning("snapshot %s leaves a partial file: %s", self._id, error)
 
 
 class SnapshotReader:
-    """Reads one."""
+    """Reads one snapshot. `manifest` has been checked."""
 
-    def __init__(self, folder: Path, identifier: str) -> None:
-        self.manifest = read_manifest((folder / f"{identifier}.json").read_bytes())
-        self._data = (folder / f"{identifier}.data").read_bytes()
+    def __init__(self, manifest: Manifest, blobs: Blobs, key: bytes | None) -> None:
+        self.manifest = manifest
+        self._blobs = blobs
+        self._key = key
+
+    def copy(self, part: Part) -> Iterator[bytes]:
+        """The COPY text of a part in pieces. Raises SnapshotError for damage, at the latest behind the last piece."""
+
+        def read(start: int, length: int) -> bytes:
+            return self._blobs.read(self.manifest.id, start, length)
+
+        return read_part(self.manifest.id, part, read, self._key)
 
     def lines(self, part: Part) -> Iterator[bytes]:
-        """Its lines."""
-        yield from self._data[part.offset : part.offset + part.stored].splitlines(keepends=True)
+        """The same, line by line, with their ends."""
+        rest = b""
+        for data in self.copy(part):
+            lines = (rest + data).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                yield line + b"\n"
 
 
 class Snapshots:
-    """The store."""
+    """All snapshots of a store. Thread-safe; every method blocks. `lock_seconds` protects those that are taken."""
 
     def __init__(
         self, engine: Engine, url: str, key: bytes | None = None, *, lock_seconds: float = 0.0
     ) -> None:
-        self._folder = Path(url)
+        self.blobs = open_blobs(url)
+        self.key = key
+        self._engine = engine
+        self._lock = timedelta(seconds=lock_seconds)
 
-    def writer(self, snapshot_id: str) -> SnapshotWriter:
-        """A writer."""
-        return SnapshotWriter(self._folder, snapshot_id)
+    # -- taking them
+
+    def writer(self, snapshot_id: str, undoes: Sequence[str] = ()) -> SnapshotWriter:
+        """A new snapshot; `undoes` are those that its transaction undoes."""
+        return SnapshotWriter(self, snapshot_id, undoes)
+
+    def enter(self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str]) -> None:
+        """Put a snapshot whose blob is durable into the index. Raises StoreError."""
+        first = manifest.statements[0] if manifest.statements else ""
+        with writing(self._engine) as connection:
+            connection.execute(
+                SNAPSHOTS.insert().values(
+                    id=manifest.id,
+                    created=manifest.created,
+                    agent=manifest.agent,
+                    session=manifest.session,
+                    database=manifest.database,
+                    database_oid=manifest.database_oid,
+                    system=manifest.system,
+                    xid=manifest.xid,
+                    state=SnapshotState.PREPARED.value,
+                    rows=manifest.rows,
+                    size=size,
+                    relations=json.dumps([change.label for change in manifest.changes]),
+                    statement=first[:STATEMENT_LENGTH],
+                    digest=digest,
+                    undoes=json.dumps(list(undoes)),
+                    locked_until=format_time(parse_time(manifest.created) + self._lock),
+                )
+            )
 
     def settle(self, snapshot_id: str, state: SnapshotState) -> None:
-        """The outcome is known."""
-        path = self._folder / f"{snapshot_id}.state"
-        path.with_suffix(".new").write_text(state.value)
-        path.with_suffix(".new").replace(path)
+        """Note what became of the transaction. A known outcome never changes. Raises StoreError.
 
-    def list(self, *, state: SnapshotState | None = None) -> Sequence[SnapshotRecord]:
-        """All of them."""
-        found = []
-        for path in sorted(self._folder.glob("*.state")) if self._folder.exists() else []:
-            record = json.loads(path.with_suffix(".json").read_text())
-            value = SnapshotState(path.read_text())
-            if state in (None, value):
-                found.append(
-                    SnapshotRecord(record["id"], record["database"], record["system"], record["xid"], value)
+        With the commit of an undo, what it has undone is marked.
+        """
+        with writing(self._engine) as connection:
+            done = connection.execute(
+                SNAPSHOTS.update()
+                .where(SNAPSHOTS.c.id == snapshot_id, SNAPSHOTS.c.state.in_((*_OPEN, state.value)))
+                .values(state=state.value)
+            )
+            if done.rowcount != 1:
+                raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
+            if state is not SnapshotState.COMMITTED:
+                return
+            undoes = connection.scalar(sa.select(SNAPSHOTS.c.undoes).where(SNAPSHOTS.c.id == snapshot_id))
+            undone = json.loads(undoes or "[]")
+            if undone:
+                connection.execute(
+                    SNAPSHOTS.update().where(SNAPSHOTS.c.id.in_(undone)).values(undone_by=snapshot_id)
                 )
-        return found
+                # An undo that is undone leaves what it had undone as it was before.
+                connection.execute(
+                    SNAPSHOTS.update().where(SNAPSHOTS.c.undone_by.in_(undone)).values(undone_by=None)
+                )
+
+    # -- finding them
+
+    def list(
+        self,
+        *,
+        agent: str | None = None,
+        since: datetime | None = None,
+        transaction: str | None = None,
+        state: SnapshotState | None = None,
+        limit: int | None = None,
+    ) -> Sequence[SnapshotRecord]:
+        """The snapshots of which all this holds, newest first."""
+        query = sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.id.desc())
+        if agent is not None:
+            query = query.where(SNAPSHOTS.c.agent == agent)
+        if since is not None:
+            query = query.where(SNAPSHOTS.c.created >= format_time(since))
+        if transaction is not None:
+            query = query.where(SNAPSHOTS.c.xid == transaction)
+        if state is not None:
+            query = query.where(SNAPSHOTS.c.state == state.value)
+        if limit is not None:
+            query = query.limit(limit)
+        with reading(self._engine) as connection:
+            return [_record(row) for row in connection.execute(query)]
 
     def unsettled(self) -> Sequence[SnapshotRecord]:
-        """Prepared or unknown."""
-        return [one for one in self.list() if one.state in (SnapshotState.PREPARED, SnapshotState.UNKNOWN)]
+        """Those of whose transactions nobody has seen the end."""
+        query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.state.in_(_OPEN)).order_by(SNAPSHOTS.c.id)
+        with reading(self._engine) as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def find(self, snapshot_id: str) -> SnapshotRecord:
+        """The snapshot of this id, or of the only one that begins so. Raises SnapshotError."""
+        wanted = snapshot_id.strip().upper()
+        query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.id.startswith(wanted, autoescape=True)).limit(3)
+        with reading(self._engine) as connection:
+            found = [_record(row) for row in connection.execute(query)] if wanted else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SnapshotError(f"{snapshot_id} begins the ids of several snapshots: write more of it")
+        raise SnapshotError(f"there is no snapshot {snapshot_id}: see `sqlwall snapshot list`")
 
     def open(self, snapshot_id: str) -> SnapshotReader:
-        """A reader."""
-        return SnapshotReader(self._folder, snapshot_id)
+        """Read a snapshot. Raises SnapshotError if it is missing, damaged or sealed, StoreError if out of reach."""
+        record = self.find(snapshot_id)
+
+        def read(start: int, length: int) -> bytes:
+            return self.blobs.read(record.id, start, length)
+
+        opened = open_container(record.id, self.blobs.size(record.id), read, self.key)
+        if opened.digest != record.digest:
+            raise SnapshotError(f"snapshot {record.id} is not the one that was taken: its blob was replaced")
+        key = self.key if opened.is_encrypted else None
+        return SnapshotReader(opened.manifest, self.blobs, key)
+
+    def verify(self, snapshot_id: str) -> Sequence[str]:
+        """Read all of a snapshot again; what is wrong with it, in words."""
+        try:
+            reader = self.open(snapshot_id)
+            for change in reader.manifest.changes:
+                for part in (change.before, change.after):
+                    rows = sum(data.count(b"\n") for data in reader.copy(part))
+                    if rows != part.rows:
+                        return [f"{change.label}: {rows} rows instead of {part.rows}"]
+        except (SnapshotError, StoreError) as error:
+            return [str(error)]
+        return []
+
+    # -- getting rid of them
+
+    def prune(
+        self, *, before: datetime | None = None, max_bytes: int | None = None, dry_run: bool = False
+    ) -> Sequence[SnapshotRecord]:
+        """Remove the oldest: all from before a moment, and more until the rest is no larger than `max_bytes`.
+
+        What is under a retention lock or not settled stays. The index forgets a snapshot first; a blob that is then
+        left over, by a crash, goes with the next call.
+        """
+        records = sorted(self.list(), key=lambda record: record.id)
+        total = sum(record.size for record in records)
+        now = utc_now()
+        removed: list[SnapshotRecord] = []
+        for record in records:
+            is_due = before is not None and record.created < before
+            is_over = bool(max_bytes) and total > (max_bytes or 0)
+            if record.state.value in _OPEN or record.locked_until > now or not (is_due or is_over):
+                continue
+            total -= record.size
+            removed.append(record)
+            if not dry_run:
+                self._remove(record.id)
+        if not dry_run:
+            self._remove_orphans(now)
+        return removed
+
+    def _remove(self, snapshot_id: str) -> None:
+        with writing(self._engine) as connection:
+            connection.execute(SNAPSHOTS.delete().where(SNAPSHOTS.c.id == snapshot_id))
+        self.blobs.delete(snapshot_id)
+
+    def _remove_orphans(self, now: datetime) -> None:
+        known = {record.id for record in self.list()}
+        for key in list(self.blobs.keys()):
+            moment = _moment_of(key)
+            if key not in known and moment is not None and now - moment > ORPHAN_AGE:
+                logger.info("snapshot %s was never entered: removed", key)
+                self.blobs.delete(key)
+
+    def export(self, snapshot_id: str, folder: Path) -> Sequence[Path]:
+        """Write a snapshot as files that `COPY ... FROM` reads, and its manifest. Raises SnapshotError, OSError."""
+        reader = self.open(snapshot_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        for number, change in enumerate(reader.manifest.changes, 1):
+            for side, part in (("before", change.before), ("after", change.after)):
+                path = folder / f"{number:03}-{side}.copy"
+                with path.open("xb") as file:
+                    for data in reader.copy(part):
+                        file.write(data)
+                written.append(path)
+        path = folder / "manifest.json"
+        with path.open("xb") as file:
+            file.write(reader.manifest.to_json())
+        return [*written, path]
 
 
 def read_key(text: str) -> bytes | None:
@@ -136,3 +358,53 @@ def read_key(text: str) -> bytes | None:
             "snapshots.key must be 32 bytes in base64, as `openssl rand -base64 32` prints them"
         )
     return key
+
+
+def swapped(manifest: Manifest, **values: Any) -> Manifest:
+    """The manifest of an undo: what was after is now before."""
+    changes = tuple(
+        replace(
+            change,
+            before=change.after,
+            after=change.before,
+            inserted=change.deleted,
+            deleted=change.inserted,
+        )
+        for change in manifest.changes
+    )
+    return replace(manifest, changes=changes, **values)
+
+
+_CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def _moment_of(identifier: str) -> datetime | None:
+    """When a ULID was made; None for what is none."""
+    if len(identifier) != 26 or any(letter not in _CROCKFORD for letter in identifier):
+        return None
+    value = 0
+    for letter in identifier[:10]:
+        value = value * 32 + _CROCKFORD.index(letter)
+    return parse_time("1970-01-01T00:00:00.000000Z") + timedelta(milliseconds=value)
+
+
+def _record(row: sa.Row[Any]) -> SnapshotRecord:
+    return SnapshotRecord(
+        row.id,
+        parse_time(row.created),
+        row.agent,
+        row.session,
+        row.database,
+        row.database_oid,
+        row.system,
+        row.xid,
+        SnapshotState(row.state),
+        row.rows,
+        row.size,
+        tuple(json.loads(row.relations)),
+        row.statement,
+        row.digest,
+        tuple(json.loads(row.undoes)),
+        row.undone_by,
+        parse_time(row.locked_until),
+    )

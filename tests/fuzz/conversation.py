@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
-from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.record import Recorder
 from sqlwall.rules.context import StaticCatalog
 from sqlwall.rules.ruleset import Ruleset
