@@ -369,6 +369,8 @@ class Connection:
     def send_server(self, data: bytes) -> None:
         """See `lanes.Line`."""
         assert self._server is not None
+        if self.is_closing:
+            raise ConnectionAbortedError("the connection is over")
         self.shared.counters.bytes_to_server += len(data)
         self._server.write(data)
 

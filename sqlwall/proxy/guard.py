@@ -371,6 +371,7 @@ class Guard:
                 tuple(self._statements),
                 tuple(changes),
             )
+            await observer.fetch(queries.FLUSH)  # from here on nobody else is ever given this xid
             await asyncio.to_thread(writer.finish, manifest)
         except BaseException:
             await asyncio.to_thread(writer.abort)

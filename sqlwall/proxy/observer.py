@@ -158,6 +158,7 @@ class Observers:
             observer = idle.pop()
             if observer.is_usable:
                 return observer
+            await observer.close()
         try:
             return await self._connect(database)
         except psycopg.Error as error:
@@ -168,6 +169,7 @@ class Observers:
             **EXACT_SETTINGS,
             "default_transaction_read_only": "on",
             "row_security": "off",
+            "synchronous_commit": "on",
             "lock_timeout": str(LOCK_TIMEOUT),
             "client_encoding": "UTF8",
         }

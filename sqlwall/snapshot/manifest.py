@@ -8,7 +8,8 @@ the second away and puts the first back. Values only; `store.snapshots` keeps th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from sqlwall.errors import SnapshotError
@@ -95,6 +96,16 @@ class Manifest:
     def rows(self) -> int:
         """Rows that have an image of before, and rows that only have one of after."""
         return sum(max(change.before.rows, change.after.rows) for change in self.changes)
+
+    def with_parts(self, copied: Callable[[Part], Part]) -> Manifest:
+        """The same with its images in another place: each part is copied once, in the order of `changes`."""
+        return replace(
+            self,
+            changes=tuple(
+                replace(change, before=copied(change.before), after=copied(change.after))
+                for change in self.changes
+            ),
+        )
 
     def to_json(self) -> bytes:
         """As it stands in the blob."""

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
+from sqlwall.config import Secret, Upstream
+from sqlwall.proxy.undo import Outcome, Undoer, open_undo
+from sqlwall.proxy.upstream import UpstreamSettings
+from sqlwall.snapshot import provision
 from sqlwall.store.database import open_store
 from sqlwall.store.snapshots import Snapshots, SnapshotState
 from tests.e2e.wall import APP, OpenWall, RunningWall, make_shop
 from tests.postgres import Database, Server, fresh_database
 
 OBSERVER, OBSERVER_PASSWORD = "sqlwall_test_observer", "observer"
+UNDO, UNDO_PASSWORD = "sqlwall_test_undo", "undo"
 
 SCHEMA = """
 CREATE TABLE parent (id int PRIMARY KEY, name text, amount numeric);
@@ -66,12 +72,12 @@ def observer(postgres: Server) -> tuple[str, str]:
     """The role that sees every row, and its password."""
     with postgres.connect() as connection:
         if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (OBSERVER,)).rowcount:
-            connection.execute(
-                sql.SQL("CREATE ROLE {} LOGIN BYPASSRLS PASSWORD {}").format(
-                    sql.Identifier(OBSERVER), sql.Literal(OBSERVER_PASSWORD)
+            for statement in provision.roles(OBSERVER, UNDO):
+                connection.execute(statement.encode())
+            for role, password in ((OBSERVER, OBSERVER_PASSWORD), (UNDO, UNDO_PASSWORD)):
+                connection.execute(
+                    sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
                 )
-            )
-            connection.execute(sql.SQL("GRANT pg_read_all_data TO {}").format(sql.Identifier(OBSERVER)))
     return OBSERVER, OBSERVER_PASSWORD
 
 
@@ -105,6 +111,28 @@ class Guarded:
         while self.snapshots.unsettled():
             assert time.monotonic() < deadline, "a snapshot was never settled"
             time.sleep(0.01)
+
+    def undo(self, *snapshot_ids: str, dry_run: bool = False) -> Outcome:
+        """Undo these, or all that was committed."""
+        records = [self.snapshots.find(found) for found in snapshot_ids] or [
+            record
+            for record in self.snapshots.list(state=SnapshotState.COMMITTED)
+            if record.undone_by is None and not record.undoes
+        ]
+        database = self.wall.database
+        server = conninfo_to_dict(database.dsn())
+        settings = UpstreamSettings.of(
+            Upstream(
+                host=str(server["host"]),
+                port=int(str(server["port"])),
+                user=UNDO,
+                password=Secret(UNDO_PASSWORD),
+            )
+        )
+        with open_undo(settings, database.name) as connection:
+            return Undoer(connection, self.snapshots, lambda _: None).undo(
+                records, actor="test", dry_run=dry_run
+            )
 
     def apply(self, before: dict[str, Counter[bytes]], since: set[str]) -> dict[str, Counter[bytes]]:
         """What the tables must be now if the committed snapshots are complete and exact."""

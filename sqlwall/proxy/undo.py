@@ -1,0 +1,501 @@
+"""Undo: brings back what transactions changed, all of it or nothing, and only where nobody has written since.
+
+One transaction of the undo role: every row that the snapshot's transaction left must be there as it was left, is
+locked, taken away, and the row before is put back; then everything is compared with the snapshot, and foreign keys are
+checked both ways. What undo does is snapshotted before its COMMIT, so that it can be undone in turn (promise 4).
+
+Blocking: it is for a command or a thread of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg.abc import QueryNoTemplate as Query
+
+from sqlwall.errors import SnapshotError, UpstreamError
+from sqlwall.proxy.upstream import UpstreamSettings
+from sqlwall.snapshot import queries, undo
+from sqlwall.snapshot.images import EXACT_SETTINGS
+from sqlwall.snapshot.manifest import Change, Column, Manifest, Part
+from sqlwall.snapshot.undo import Conflict, ConflictKind, KeyColumn, Reference, Restore
+from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState, swapped
+from sqlwall.store.stamp import format_time, new_ulid, utc_now
+
+#: How long undo waits for a row or table that somebody else holds (milliseconds).
+LOCK_TIMEOUT: Final = 5000
+#: Bytes of images that gather before they are written.
+PAGE: Final = 1 << 20
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What undo does to one table: rows taken away, and rows put back. An updated row is one of each."""
+
+    snapshot: str
+    relation: str
+    removed: int
+    put_back: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What undo did or would do. `snapshots` are those of the undo itself, empty if nothing was changed."""
+
+    restored: tuple[Restored, ...]
+    conflicts: tuple[Conflict, ...]
+    snapshots: tuple[str, ...]
+
+
+class _Conflicts(Exception):  # noqa: N818 - an answer, not a fault
+    """Leaves the depths with what stands against it."""
+
+    def __init__(self, conflicts: Sequence[Conflict]) -> None:
+        super().__init__("conflicts")
+        self.conflicts = tuple(conflicts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One snapshot on its way back."""
+
+    number: int
+    reader: SnapshotReader
+    changes: tuple[tuple[Change, Restore], ...]
+
+    @property
+    def id(self) -> str:
+        """The snapshot's id."""
+        return self.reader.manifest.id
+
+
+def open_undo(settings: UpstreamSettings, database: str) -> Connection:
+    """A session of the undo role. Raises UpstreamError."""
+    options = {
+        **EXACT_SETTINGS,
+        "row_security": "off",
+        "lock_timeout": str(LOCK_TIMEOUT),
+        "client_encoding": "UTF8",
+    }
+    try:
+        return psycopg.connect(
+            settings.conninfo(database),
+            autocommit=True,
+            application_name="sqlwall undo",
+            options=" ".join(f"-c {name}={value}" for name, value in options.items()),
+        )
+    except psycopg.Error as error:
+        raise UpstreamError(f"undo role: {_reason(error)}") from error
+
+
+class Undoer:
+    """Undoes on one session. Nothing else may use it meanwhile."""
+
+    def __init__(self, connection: Connection, snapshots: Snapshots, progress: Progress) -> None:
+        self._connection = connection
+        self._snapshots = snapshots
+        self._progress = progress
+
+    def undo(self, records: Sequence[SnapshotRecord], *, actor: str, dry_run: bool) -> Outcome:
+        """Undo these snapshots, the latest first. With conflicts, or in a dry run, nothing is changed.
+
+        Raises SnapshotError for a snapshot that cannot be undone here at all, UpstreamError if the server fails.
+        """
+        readers = [self._open(record) for record in sorted(records, key=lambda r: r.id, reverse=True)]
+        with self._failures(), self._connection.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            try:
+                outcome = self._in_transaction(readers, actor=actor, dry_run=dry_run)
+            except _Conflicts as found:
+                outcome = Outcome((), found.conflicts, ())
+            finally:
+                if not self._connection.closed:
+                    cursor.execute("ROLLBACK")  # behind a COMMIT it does nothing
+        return outcome
+
+    def rehearse(self, snapshot_id: str) -> Sequence[str]:
+        """Read a snapshot into temporary tables of its tables' types, and out again; what differs, in words."""
+        reader = self._reader(snapshot_id)
+        faults: list[str] = []
+        with self._failures(), self._connection.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            try:
+                (step,) = self._steps([reader])
+                self._load(step)
+                for change, restore in step.changes:
+                    for kind, part in (("after", change.after), ("before", change.before)):
+                        digest = hashlib.sha256()
+                        if change.columns and part.rows:
+                            with cursor.copy(restore.unload(kind, step.number).encode()) as rows:
+                                for data in rows:
+                                    digest.update(data)
+                            if digest.hexdigest() != part.digest:
+                                faults.append(f"{change.label}: rows {kind} come back otherwise")
+            except _Conflicts as found:
+                faults += [str(conflict) for conflict in found.conflicts]
+            finally:
+                if not self._connection.closed:
+                    cursor.execute("ROLLBACK")
+        return faults
+
+    # -- what is to be undone
+
+    def _open(self, record: SnapshotRecord) -> SnapshotReader:
+        if record.state is not SnapshotState.COMMITTED:
+            raise SnapshotError(
+                f"snapshot {record.id} is {record.state.value}: its transaction changed nothing that is known of"
+                if record.state is SnapshotState.ABORTED
+                else f"snapshot {record.id} is {record.state.value}: whether its transaction was committed is not known"
+            )
+        if record.undone_by is not None:
+            raise SnapshotError(f"snapshot {record.id} was undone already, by {record.undone_by}")
+        return self._reader(record.id)
+
+    def _reader(self, snapshot_id: str) -> SnapshotReader:
+        reader = self._snapshots.open(snapshot_id)
+        with self._failures():
+            ((system, database, _),) = self._rows(queries.IDENTITY)
+        manifest = reader.manifest
+        if (system, database) != (manifest.system, manifest.database_oid):
+            raise SnapshotError(
+                f"snapshot {manifest.id} is of another database: {manifest.database} of system {manifest.system},"
+                f" this is {self._connection.info.dbname} of system {system}"
+            )
+        return reader
+
+    def _in_transaction(self, readers: Sequence[SnapshotReader], *, actor: str, dry_run: bool) -> Outcome:
+        steps = self._steps(readers)
+        restores = list({restore.oid: restore for step in steps for _, restore in step.changes}.values())
+        self._enter_mode(restores)
+        for step in steps:
+            self._load(step)
+        references = self._references(restores)
+        restored: list[Restored] = []
+        for step in steps:
+            self._progress(f"undoing {step.id}")
+            restored += self._take_back(step)
+        self._check(restores, references, steps)
+        self._check_written(restores, restored, steps)
+        if dry_run:
+            return Outcome(tuple(restored), (), ())
+        return Outcome(tuple(restored), (), self._commit(steps, actor))
+
+    def _steps(self, readers: Sequence[SnapshotReader]) -> list[_Step]:
+        """What each snapshot changed, on the tables as they are now."""
+        oids = sorted({change.oid for reader in readers for change in reader.manifest.changes})
+        tables = {row[0]: row for row in self._rows(queries.RELATIONS, [oids])}
+        keys = {row[0]: row for row in self._rows(undo.KEYS, [oids]) if row[2] and row[4]}
+        rules = {row[0] for row in self._rows("SELECT ev_class::int8 FROM pg_rewrite WHERE ev_class = ANY (%s::oid[])",
+                                              [oids])}  # fmt: skip
+        restores: dict[int, Restore] = {}
+        conflicts: list[Conflict] = []
+        steps: list[_Step] = []
+        for number, reader in enumerate(readers):
+            manifest = reader.manifest
+            changes: list[tuple[Change, Restore]] = []
+            for change in manifest.changes:
+                row = tables.get(change.oid)
+                if row is None:
+                    conflicts.append(Conflict(manifest.id, change.label, ConflictKind.MISSING))
+                    continue
+                columns = tuple(Column(c, t, int(n), g, i) for c, t, n, g, i in row[6] or ())
+                if differing := undo.differences(change, columns):
+                    conflicts.append(Conflict(manifest.id, change.label, ConflictKind.ALTERED, "", differing))
+                    continue
+                if change.oid not in restores:
+                    key = _key(keys[change.oid][6]) if change.oid in keys else ()
+                    restores[change.oid] = Restore(
+                        len(restores), change.oid, row[1], row[2], columns, key, change.oid in rules
+                    )
+                    for sql in restores[change.oid].prepare():
+                        self._do(sql)
+                changes.append((change, restores[change.oid]))
+            steps.append(_Step(number, reader, tuple(changes)))
+        if conflicts:
+            raise _Conflicts(conflicts)
+        return steps
+
+    def _enter_mode(self, restores: Sequence[Restore]) -> None:
+        """Switch triggers and foreign keys off; without the right to, only what has none can be done exactly."""
+        oids = [restore.oid for restore in restores]
+        ((may_replicate,),) = self._rows(undo.MAY_REPLICATE)
+        if may_replicate:
+            self._do("SET LOCAL session_replication_role = replica")
+        labels = {restore.oid: restore.label for restore in restores}
+        conflicts = [
+            Conflict("", labels[oid], ConflictKind.UNSUPPORTED, "", f"{name} acts {why}")
+            for oid, name, acts_in_replica, acts_else in self._rows(undo.ACTORS, [oids, oids])
+            for why in (
+                ("even where undo switches triggers off",) if acts_in_replica and may_replicate
+                else ("on each row, and the undo role may not switch it off: see sqlwall provision",)
+                if acts_else and not may_replicate
+                else ()
+            )
+        ]  # fmt: skip
+        if not may_replicate:
+            conflicts += [
+                Conflict("", labels[oid], ConflictKind.UNSUPPORTED, "",
+                         f"foreign key {reference.name} refers to it, and the undo role may not switch it off:"
+                         " see sqlwall provision")
+                for reference in self._references(restores) for oid in reference.parents
+            ]  # fmt: skip
+        if conflicts:
+            raise _Conflicts(conflicts)
+
+    def _references(self, restores: Sequence[Restore]) -> list[Reference]:
+        oids = [restore.oid for restore in restores]
+        labels = {restore.oid: restore.label for restore in restores}
+        found: list[Reference] = []
+        for name, child, parent, children, parents, pairs, key, is_period, is_enforced in self._rows(
+            undo.REFERENCES, [oids, oids]
+        ):
+            if not is_enforced:
+                continue
+            if is_period:
+                what = labels[(children or parents)[0]]
+                raise _Conflicts(
+                    [Conflict("", what, ConflictKind.UNSUPPORTED, "", f"foreign key {name} has a PERIOD")]
+                )
+            found.append(
+                Reference(name, tuple(child), tuple(parent), tuple(children), tuple(parents),
+                          tuple(tuple(pair) for pair in pairs), tuple(key))
+            )  # fmt: skip
+        return found
+
+    # -- doing it
+
+    def _load(self, step: _Step) -> None:
+        """Bring the images into the database."""
+        self._progress(f"reading {step.id}")
+        for change, restore in step.changes:
+            for kind, part in (("after", change.after), ("before", change.before)):
+                self._do(restore.begin_step(kind, step.number))
+                if not part.rows:
+                    continue
+                if not change.columns:
+                    self._do(restore.load_empty(kind, part.rows))
+                    continue
+                with self._connection.cursor() as cursor, cursor.copy(restore.load(kind).encode()) as rows:
+                    for data in step.reader.copy(part):
+                        rows.write(data)
+                self._do(restore.analyze(kind))
+
+    def _take_back(self, step: _Step) -> list[Restored]:
+        """The rows of one snapshot: compare all, then take away, then put back, then compare again."""
+        conflicts: list[Conflict] = []
+        for change, restore in step.changes:
+            if change.after.rows:
+                conflicts += self._find(step, change, restore)
+        if conflicts:
+            raise _Conflicts(conflicts)
+        for change, restore in step.changes:
+            if change.after.rows and self._do(restore.remove(step.number)) != change.after.rows:
+                raise _Conflicts([Conflict(step.id, change.label, ConflictKind.MOVING)])
+        for change, restore in step.changes:
+            if change.before.rows:
+                self._do(restore.put_back(step.number))
+        for change, restore in step.changes:
+            conflicts += [
+                Conflict(
+                    step.id,
+                    change.label,
+                    ConflictKind.KEY_REUSED if is_taken else ConflictKind.UNIQUE_TAKEN,
+                    row,
+                )
+                for row, is_taken in (self._rows(restore.missing(step.number)) if change.before.rows else ())
+            ]
+        if conflicts:
+            raise _Conflicts(conflicts)
+        return [
+            Restored(step.id, change.label, change.after.rows, change.before.rows)
+            for change, _ in step.changes
+        ]
+
+    def _find(self, step: _Step, change: Change, restore: Restore) -> Iterator[Conflict]:
+        """Find and lock the rows that the transaction left; what is not as it was left."""
+        self._do(restore.match(step.number, 1))
+        self._do(restore.lock(step.number))
+        self._do(restore.match(step.number, 2))
+        for row, is_there, differing in self._rows(restore.mismatches(step.number)):
+            kind = ConflictKind.CHANGED if is_there else ConflictKind.GONE
+            yield Conflict(step.id, change.label, kind, row, differing)
+        for (row,) in self._rows(restore.unlocked(step.number)):
+            yield Conflict(step.id, change.label, ConflictKind.MOVING, row)
+
+    # -- checking it
+
+    def _check(
+        self, restores: Sequence[Restore], references: Sequence[Reference], steps: Sequence[_Step]
+    ) -> None:
+        """Constraints that nothing has checked: keys that refer, either way, and unique ones that are checked late."""
+        which = ", ".join(step.id for step in steps) if len(steps) == 1 else ""
+        by_oid = {restore.oid: restore for restore in restores}
+        conflicts: list[Conflict] = []
+        for reference in references:
+            for restore in (by_oid[oid] for oid in reference.children):
+                self._do(restore.hold_parents(reference))
+                conflicts += [
+                    Conflict(which, restore.label, ConflictKind.PARENT_GONE, row, reference.name)
+                    for (row,) in self._rows(restore.orphans(reference))
+                ]
+            child = f"{reference.child[0]}.{reference.child[1]}"
+            for restore in (by_oid[oid] for oid in reference.parents):
+                conflicts += [
+                    Conflict(
+                        which, child, ConflictKind.CHILD_ADDED, row, f"{restore.label}, {reference.name}"
+                    )
+                    for (row,) in self._rows(restore.abandoned(reference))
+                ]
+        for oid, name, _, is_immediate, is_btree, is_null_equal, columns in self._rows(
+            undo.KEYS, [list(by_oid)]
+        ):
+            if is_immediate:
+                continue
+            restore = by_oid[oid]
+            if not is_btree or is_null_equal:
+                conflicts.append(
+                    Conflict(
+                        which, restore.label, ConflictKind.UNSUPPORTED, "", f"constraint {name} is deferrable"
+                    )
+                )
+                continue
+            conflicts += [
+                Conflict(which, restore.label, ConflictKind.UNIQUE_TAKEN, row, name)
+                for (row,) in self._rows(restore.duplicates(_key(columns)))
+            ]
+        if conflicts:
+            raise _Conflicts(conflicts)
+
+    def _check_written(
+        self, restores: Sequence[Restore], restored: Sequence[Restored], steps: Sequence[_Step]
+    ) -> None:
+        """The server's own counts of this transaction: nothing but these rows was written."""
+        labels = {restore.oid: restore.label for restore in restores}
+        expected = {
+            oid: (
+                sum(done.put_back for done in restored if done.relation == label),
+                sum(done.removed for done in restored if done.relation == label),
+            )
+            for oid, label in ((change.oid, change.label) for step in steps for change, _ in step.changes)
+        }
+        conflicts = [
+            Conflict("", labels.get(oid, name), ConflictKind.SIDE_EFFECT)
+            for oid, name, inserted, updated, deleted in self._rows(undo.WRITTEN)
+            if updated or expected.get(oid) != (inserted, deleted)
+        ]
+        if conflicts:
+            raise _Conflicts(conflicts)
+
+    # -- keeping it
+
+    def _commit(self, steps: Sequence[_Step], actor: str) -> tuple[str, ...]:
+        """Snapshot the undo itself, then commit."""
+        ((xid,),) = self._rows(undo.TRANSACTION)
+        taken: list[str] = []
+        try:
+            for step in steps:
+                taken.append(_next_id(taken))
+                self._keep(step, taken[-1], xid, actor)
+            self._progress("committing")
+            self._do("COMMIT")
+        except BaseException:
+            # Without an answer to COMMIT its outcome is not known; `pg_xact_status` tells later.
+            if not self._connection.closed:
+                self._settle(taken, SnapshotState.ABORTED)
+            raise
+        self._settle(taken, SnapshotState.COMMITTED)
+        return tuple(taken)
+
+    def _settle(self, taken: Sequence[str], state: SnapshotState) -> None:
+        known = {record.id for record in self._snapshots.unsettled()}
+        for identifier in taken:
+            if identifier in known:
+                self._snapshots.settle(identifier, state)
+
+    def _keep(self, step: _Step, identifier: str, xid: str, actor: str) -> None:
+        old = step.reader.manifest
+        writer = self._snapshots.writer(identifier, [old.id])
+
+        def copied(part: Part) -> Part:
+            writer.begin()
+            for lines, rows in _pages(step.reader, part):
+                writer.write(lines, rows)
+            return writer.end()
+
+        try:
+            new: Manifest = swapped(
+                old, id=identifier, created=format_time(utc_now()), agent=actor, session="", ruleset="",
+                xid=xid, statements=(f"undo of {old.id}",),
+            )  # fmt: skip
+            writer.finish(new.with_parts(copied))
+        except BaseException:
+            writer.abort()
+            raise
+
+    # -- talking
+
+    def _do(self, sql: str) -> int:
+        return self._connection.execute(sql.encode()).rowcount
+
+    def _rows(self, sql: Query, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        query = sql.encode() if isinstance(sql, str) else sql
+        return self._connection.execute(query, parameters).fetchall()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.errors.LockNotAvailable as error:
+            raise UpstreamError(
+                f"undo waited {LOCK_TIMEOUT // 1000} s for what somebody else holds; nothing was changed, try again"
+            ) from error
+        except psycopg.IntegrityError as error:
+            raise SnapshotError(f"undo breaks a constraint, nothing was changed: {_reason(error)}") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise UpstreamError(
+                f"the undo role may not, nothing was changed: {_reason(error)}; see sqlwall provision"
+            ) from error
+        except psycopg.Error as error:
+            is_lost = self._connection.closed
+            then = "its outcome is not known yet" if is_lost else "nothing was changed"
+            raise UpstreamError(f"undo failed, {then}: {_reason(error)}") from error
+
+
+def _key(columns: Sequence[Sequence[str]]) -> tuple[KeyColumn, ...]:
+    return tuple(KeyColumn(*column) for column in columns)
+
+
+def _next_id(taken: Sequence[str]) -> str:
+    """An id that sorts behind these: the order of undoing them again."""
+    while True:
+        identifier = new_ulid()
+        if not taken or identifier > taken[-1]:
+            return identifier
+
+
+def _pages(reader: SnapshotReader, part: Part) -> Iterator[tuple[bytes, int]]:
+    """The lines of a part, many at a time, and how many."""
+    lines: list[bytes] = []
+    size = 0
+    for line in reader.lines(part):
+        lines.append(line)
+        size += len(line)
+        if size >= PAGE:
+            yield b"".join(lines), len(lines)
+            lines, size = [], 0
+    if lines:
+        yield b"".join(lines), len(lines)
+
+
+def _reason(error: psycopg.Error) -> str:
+    detail = error.diag.message_detail
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"{first} ({detail})" if detail else first
