@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ExtensionFileLoader
+
 import typer
 
 from sqlwall import __version__
@@ -10,6 +12,8 @@ from sqlwall.cli.demo import demo
 from sqlwall.cli.doctor import doctor
 from sqlwall.cli.explain import explain_
 from sqlwall.cli.serve import serve
+from sqlwall.session import session
+from sqlwall.wire import frames
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,12 +30,24 @@ app.add_typer(audit.app, name="audit")
 app.command()(doctor)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    asked: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
     """A statement firewall for PostgreSQL."""
 
 
 @app.command()
 def version() -> None:
-    """Print the version."""
-    typer.echo(f"sqlwall {__version__}")
+    """Print the version, and whether the hot rooms run compiled or interpreted."""
+    loaders = [module.__spec__.loader for module in (session, frames) if module.__spec__ is not None]
+    is_compiled = all(isinstance(loader, ExtensionFileLoader) for loader in loaders)
+    typer.echo(f"sqlwall {__version__} ({'compiled' if is_compiled else 'interpreted'})")

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.abc import QueryNoTemplate as Query
+from psycopg.pq import TransactionStatus
 
 from sqlwall.errors import SnapshotError, UpstreamError
 from sqlwall.proxy.upstream import UpstreamSettings
@@ -117,8 +118,7 @@ class Undoer:
             except _Conflicts as found:
                 outcome = Outcome((), found.conflicts, ())
             finally:
-                if not self._connection.closed:
-                    cursor.execute("ROLLBACK")  # behind a COMMIT it does nothing
+                self._leave(cursor)
         return outcome
 
     def rehearse(self, snapshot_id: str) -> Sequence[str]:
@@ -142,9 +142,13 @@ class Undoer:
             except _Conflicts as found:
                 faults += [str(conflict) for conflict in found.conflicts]
             finally:
-                if not self._connection.closed:
-                    cursor.execute("ROLLBACK")
+                self._leave(cursor)
         return faults
+
+    def _leave(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:
+        """End a transaction that was not committed."""
+        if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            cursor.execute("ROLLBACK")
 
     # -- what is to be undone
 
@@ -192,7 +196,9 @@ class Undoer:
         """What each snapshot changed, on the tables as they are now."""
         oids = sorted({change.oid for reader in readers for change in reader.manifest.changes})
         tables = {row[0]: row for row in self._rows(queries.RELATIONS, [oids])}
-        keys = {row[0]: row for row in self._rows(undo.KEYS, [oids]) if row[2] and row[4]}
+        indexes = self._rows(undo.KEYS, [oids])
+        keys = {row[0]: row for row in indexes if row[2] and row[4]}
+        late = {row[0] for row in indexes if not row[3]}
         rules = {row[0] for row in self._rows("SELECT ev_class::int8 FROM pg_rewrite WHERE ev_class = ANY (%s::oid[])",
                                               [oids])}  # fmt: skip
         restores: dict[int, Restore] = {}
@@ -213,8 +219,9 @@ class Undoer:
                 if change.oid not in restores:
                     key = _key(keys[change.oid][6]) if change.oid in keys else ()
                     restores[change.oid] = Restore(
-                        len(restores), change.oid, row[1], row[2], columns, key, change.oid in rules
-                    )
+                        len(restores), change.oid, row[1], row[2], columns, key,
+                        takes_on_conflict=change.oid not in rules and change.oid not in late,
+                    )  # fmt: skip
                     for sql in restores[change.oid].prepare():
                         self._do(sql)
                 changes.append((change, restores[change.oid]))

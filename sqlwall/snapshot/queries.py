@@ -74,7 +74,9 @@ WHERE k.contype::text OPERATOR(pg_catalog.=) 'f'
 
 #: A transaction of the observer's own whose end waits until all that the server has logged is on its disk. What is not,
 #: a crash takes back, ids of open transactions with it: the next transaction would be given the same.
-FLUSH: Final = "SELECT pg_catalog.pg_logical_emit_message(true, 'sqlwall'::pg_catalog.text, ''::pg_catalog.text)"
+FLUSH: Final = (
+    "SELECT pg_catalog.pg_logical_emit_message(true, 'sqlwall'::pg_catalog.text, ''::pg_catalog.text)"
+)
 
 #: What became of a transaction: committed, aborted, in progress, or NULL if that is too long ago to be known.
 STATUS: Final = "SELECT pg_catalog.pg_xact_status(%s::pg_catalog.text::pg_catalog.xid8)"

@@ -186,7 +186,7 @@ class Restore:
     """One table that rows are brought back to. `number` tells its temporary tables apart.
 
     Without a key, rows are told apart by all that they hold; of equal rows one is as good as another. Rows that stand
-    in the way are found by ON CONFLICT, which a table with rules does not take.
+    in the way are found by ON CONFLICT, which a table with rules or with a key that is checked late does not take.
     """
 
     number: int
@@ -195,7 +195,7 @@ class Restore:
     name: str
     columns: tuple[Column, ...]
     key: tuple[KeyColumn, ...]
-    has_rules: bool
+    takes_on_conflict: bool
 
     @property
     def label(self) -> str:
@@ -344,7 +344,7 @@ class Restore:
         """Put back the rows of ``before``, with their addresses noted."""
         written = self._columns(is_written=True)
         listed = f" ({written})" if written else ""
-        conflict = "" if self.has_rules else " ON CONFLICT DO NOTHING"
+        conflict = " ON CONFLICT DO NOTHING" if self.takes_on_conflict else ""
         return (
             f"WITH added AS (INSERT INTO {qualify(self.schema, self.name)}{listed} OVERRIDING SYSTEM VALUE"
             f" SELECT {self._columns('b.', is_written=True)} FROM {self._temporary('before')} AS b"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ class Guarded:
 
     def __init__(self, wall: RunningWall, folder: Path) -> None:
         self.wall = wall
+        self.folder = folder
         self.engine = open_store(f"sqlite:///{wall.store}")
         self.snapshots = Snapshots(self.engine, str(folder))
 
@@ -119,6 +121,16 @@ class Guarded:
             for record in self.snapshots.list(state=SnapshotState.COMMITTED)
             if record.undone_by is None and not record.undoes
         ]
+        with self._undoer() as undoer:
+            return undoer.undo(records, actor="test", dry_run=dry_run)
+
+    def rehearse(self, snapshot_id: str) -> Sequence[str]:
+        """What does not come back as it was."""
+        with self._undoer() as undoer:
+            return undoer.rehearse(snapshot_id)
+
+    @contextmanager
+    def _undoer(self) -> Iterator[Undoer]:
         database = self.wall.database
         server = conninfo_to_dict(database.dsn())
         settings = UpstreamSettings.of(
@@ -130,9 +142,7 @@ class Guarded:
             )
         )
         with open_undo(settings, database.name) as connection:
-            return Undoer(connection, self.snapshots, lambda _: None).undo(
-                records, actor="test", dry_run=dry_run
-            )
+            yield Undoer(connection, self.snapshots, lambda _: None)
 
     def apply(self, before: dict[str, Counter[bytes]], since: set[str]) -> dict[str, Counter[bytes]]:
         """What the tables must be now if the committed snapshots are complete and exact."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 
-from tests.promises.guarded import Guarded, database_template, guarded, observer
+from sqlwall.errors import SnapshotError, UpstreamError
+from sqlwall.snapshot.undo import ConflictKind
+from sqlwall.store.snapshots import SnapshotState
+from tests.postgres import Server, fresh_database
+from tests.promises.guarded import UNDO, Guarded, database_template, guarded, observer
 from tests.promises.scripts import SCRIPTS
 
 __all__ = ["database_template", "guarded", "observer"]
@@ -44,3 +52,249 @@ def test_undo_brings_back_every_bit_and_undo_of_undo_takes_it_away_again(
     again = guarded.undo(*outcome.snapshots)
     assert again.conflicts == ()
     assert guarded.bags() == after
+
+
+CONFLICTS: dict[str, tuple[str, list[str], ConflictKind, str]] = {
+    "changed since": (
+        "UPDATE parent SET name = 'a' WHERE id = 3",
+        ["UPDATE parent SET amount = 7 WHERE id = 3"],
+        ConflictKind.CHANGED,
+        "id=3",
+    ),
+    "gone": (
+        "UPDATE heap SET v = 'mine' WHERE ctid = '(0,1)'",
+        ["DELETE FROM heap WHERE v = 'mine'"],
+        ConflictKind.GONE,
+        "mine",
+    ),
+    "gone, with a key": (
+        "INSERT INTO parent VALUES (70, 'new', 1)",
+        ["DELETE FROM parent WHERE id = 70"],
+        ConflictKind.GONE,
+        "id=70",
+    ),
+    "key reused": (
+        "DELETE FROM parent WHERE id = 3",
+        ["INSERT INTO parent VALUES (3, 'somebody else', 1)"],
+        ConflictKind.KEY_REUSED,
+        "id=3",
+    ),
+    "parent gone": (
+        "UPDATE grandchild SET child = NULL WHERE id = 59",
+        ["DELETE FROM child WHERE id = 60"],
+        ConflictKind.PARENT_GONE,
+        "id=59",
+    ),
+    "a person's child of an inserted row": (
+        "INSERT INTO parent VALUES (70, 'new', 1)",
+        ["INSERT INTO child VALUES (700, 70, 'a person was here')"],
+        ConflictKind.CHILD_ADDED,
+        "id=700",
+    ),
+    "unique value taken": (
+        "UPDATE named SET name = 'other' WHERE id = 1",
+        ["INSERT INTO named VALUES (9, 'one')"],
+        ConflictKind.UNIQUE_TAKEN,
+        "id=1",
+    ),
+    "unique value that is checked late taken": (
+        "UPDATE late SET name = 'other' WHERE id = 1",
+        ["INSERT INTO late VALUES (9, 'one')"],
+        ConflictKind.UNIQUE_TAKEN,
+        "id=1",
+    ),
+    "column added": (
+        "UPDATE parent SET name = 'a' WHERE id = 3",
+        ["ALTER TABLE parent ADD COLUMN more text"],
+        ConflictKind.ALTERED,
+        "column more was added",
+    ),
+    "column dropped": (
+        "UPDATE parent SET name = 'a' WHERE id = 3",
+        ["ALTER TABLE parent DROP COLUMN amount"],
+        ConflictKind.ALTERED,
+        "column amount was dropped",
+    ),
+    "column retyped": (
+        "UPDATE parent SET name = 'a' WHERE id = 3",
+        ["ALTER TABLE parent ALTER COLUMN amount TYPE float8"],
+        ConflictKind.ALTERED,
+        "amount was numeric and is double precision",
+    ),
+    "table gone": (
+        "UPDATE named SET name = 'a' WHERE id = 1",
+        ["DROP TABLE named"],
+        ConflictKind.MISSING,
+        "public.named",
+    ),
+    "a trigger that fires always": (
+        "UPDATE parent SET name = 'a' WHERE id = 3",
+        [
+            "CREATE TRIGGER always AFTER INSERT ON parent FOR EACH ROW EXECUTE FUNCTION count_it()",
+            "ALTER TABLE parent ENABLE ALWAYS TRIGGER always",
+        ],
+        ConflictKind.UNSUPPORTED,
+        "always",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "meanwhile", "kind", "named"), CONFLICTS.values(), ids=CONFLICTS.keys())
+def test_what_stands_against_it_is_named_and_nothing_is_changed(
+    guarded: Guarded, write: str, meanwhile: list[str], kind: ConflictKind, named: str
+) -> None:
+    person(
+        guarded,
+        "CREATE TABLE named (id int PRIMARY KEY, name text UNIQUE)",
+        "CREATE TABLE late (id int PRIMARY KEY, name text UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+        "INSERT INTO named VALUES (1, 'one'), (2, 'two')",
+        "INSERT INTO late VALUES (1, 'one'), (2, 'two')",
+        "GRANT ALL ON named, late TO PUBLIC",
+    )
+    run(guarded, write)
+    person(guarded, *meanwhile)
+    state = guarded.bags()
+    for dry_run in (True, False):
+        outcome = guarded.undo(dry_run=dry_run)
+        assert [conflict.kind for conflict in outcome.conflicts] == [kind]
+        assert named in str(outcome.conflicts[0])
+        assert not outcome.snapshots
+    assert guarded.bags() == state
+
+
+def test_what_others_changed_beside_it_survives(guarded: Guarded) -> None:
+    before = guarded.bags()
+    run(guarded, "UPDATE parent SET name = 'a' WHERE id < 4")
+    person(
+        guarded,
+        "UPDATE parent SET name = 'mine' WHERE id = 5",
+        "INSERT INTO parent VALUES (99, 'mine', NULL)",
+    )
+    assert guarded.undo().conflicts == ()
+    person(guarded, "UPDATE parent SET name = 'p5' WHERE id = 5", "DELETE FROM parent WHERE id = 99")
+    assert guarded.bags() == before
+
+
+def test_several_go_back_in_reverse_order_and_one_in_between_alone_does_not(guarded: Guarded) -> None:
+    before = guarded.bags()
+    for name in ("a", "b", "c"):
+        run(guarded, f"UPDATE parent SET name = '{name}' WHERE id = 3")
+    newest, middle, _ = guarded.snapshots.list()
+    assert [conflict.kind for conflict in guarded.undo(middle.id).conflicts] == [ConflictKind.CHANGED]
+    assert guarded.undo(newest.id).conflicts == ()
+    with pytest.raises(SnapshotError, match="undone already"):
+        guarded.undo(newest.id)
+    assert guarded.undo().conflicts == ()
+    assert guarded.bags() == before
+
+
+def test_all_of_one_transaction_are_undone_again_together(guarded: Guarded) -> None:
+    for name in ("a", "b", "c"):
+        run(guarded, f"UPDATE parent SET name = '{name}' WHERE id = 3", "DELETE FROM heap WHERE n = 1")
+    after = guarded.bags()
+    outcome = guarded.undo()
+    assert len(outcome.snapshots) == len(guarded.snapshots.list(state=SnapshotState.COMMITTED)) // 2
+    records = [guarded.snapshots.find(taken) for taken in outcome.snapshots]
+    assert len({record.xid for record in records}) == 1
+    assert guarded.undo(*outcome.snapshots).conflicts == ()
+    assert guarded.bags() == after
+
+
+def test_a_row_that_somebody_holds_is_waited_for_and_then_told(guarded: Guarded) -> None:
+    run(guarded, "UPDATE parent SET name = 'a' WHERE id = 3")
+    state = guarded.bags()
+    with guarded.wall.database.connect() as connection, connection.transaction():
+        connection.execute("SELECT FROM parent WHERE id = 3 FOR UPDATE")
+        with pytest.raises(UpstreamError, match="nothing was changed, try again"):
+            guarded.undo()
+    assert guarded.bags() == state
+    assert guarded.undo().conflicts == ()
+
+
+def test_a_child_that_is_added_while_undo_waits_is_seen(guarded: Guarded) -> None:
+    run(guarded, "INSERT INTO parent VALUES (70, 'new', 1)")
+    with ThreadPoolExecutor(1) as pool, guarded.wall.database.connect() as connection:
+        with connection.transaction():
+            connection.execute("INSERT INTO child VALUES (700, 70, 'a person was here')")
+            undoing = pool.submit(guarded.undo)
+            wait_for_lock(guarded)
+        outcome = undoing.result()
+    assert [conflict.kind for conflict in outcome.conflicts] == [ConflictKind.CHILD_ADDED]
+
+
+def test_a_row_that_moves_while_undo_waits_is_not_clobbered(guarded: Guarded) -> None:
+    run(guarded, "UPDATE parent SET name = 'a' WHERE id = 3")
+    with ThreadPoolExecutor(1) as pool, guarded.wall.database.connect() as connection:
+        with connection.transaction():
+            connection.execute("UPDATE parent SET name = 'a person was here' WHERE id = 3")
+            undoing = pool.submit(guarded.undo)
+            wait_for_lock(guarded)
+        outcome = undoing.result()
+        assert [conflict.kind for conflict in outcome.conflicts] == [ConflictKind.CHANGED]
+        row = connection.execute("SELECT name FROM parent WHERE id = 3").fetchone()
+    assert row == ("a person was here",)
+
+
+def wait_for_lock(guarded: Guarded) -> None:
+    """Until undo waits for somebody."""
+    with guarded.wall.database.connect() as connection:
+        while not connection.execute(
+            "SELECT FROM pg_stat_activity WHERE application_name = 'sqlwall undo' AND wait_event_type = 'Lock'"
+        ).rowcount:
+            time.sleep(0.01)
+
+
+def test_a_snapshot_of_another_database_is_refused(guarded: Guarded, postgres: Server) -> None:
+    run(guarded, "UPDATE parent SET name = 'a' WHERE id = 3")
+    with fresh_database(postgres) as other:
+        elsewhere = Guarded.__new__(Guarded)
+        elsewhere.snapshots = guarded.snapshots
+        elsewhere.wall = replace(guarded.wall, database=other)
+        with pytest.raises(SnapshotError, match="is of another database"):
+            elsewhere.undo()
+
+
+def test_a_damaged_blob_changes_nothing(guarded: Guarded) -> None:
+    run(guarded, "UPDATE parent SET name = repeat('a', 1000) || id WHERE id < 9")
+    state = guarded.bags()
+    (record,) = guarded.snapshots.list()
+    path = next(guarded.folder.glob(f"{record.id}*"))
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(SnapshotError, match="damaged"):
+        guarded.undo()
+    assert guarded.bags() == state
+
+
+@pytest.mark.parametrize(
+    ("write", "is_possible"),
+    [
+        ("UPDATE heap SET v = 'x' WHERE n = 1", True),
+        ("UPDATE computed SET a = 7 WHERE id = 3", True),
+        ("UPDATE parent SET name = 'x' WHERE id = 3", False),
+        ("UPDATE noisy SET v = 'x' WHERE id = 3", False),
+    ],
+)
+def test_without_the_right_to_switch_triggers_off_only_plain_tables_are_undone(
+    guarded: Guarded, write: str, is_possible: bool
+) -> None:
+    before = guarded.bags()
+    run(guarded, write)
+    after = guarded.bags()
+    person(guarded, f"REVOKE SET ON PARAMETER session_replication_role FROM {UNDO}")
+    try:
+        outcome = guarded.undo()
+    finally:
+        person(guarded, f"GRANT SET ON PARAMETER session_replication_role TO {UNDO}")
+    assert bool(outcome.conflicts) is not is_possible
+    assert all(conflict.kind is ConflictKind.UNSUPPORTED for conflict in outcome.conflicts)
+    assert guarded.bags() == (before if is_possible else after)
+
+
+def test_rehearsal_reads_every_row_back_to_the_byte(guarded: Guarded) -> None:
+    run(guarded, "UPDATE types SET id = id + 10 WHERE id < 3", "DELETE FROM parent WHERE id = 3")
+    state = guarded.bags()
+    for record in guarded.snapshots.list():
+        assert guarded.rehearse(record.id) == []
+    assert guarded.bags() == state

@@ -1,0 +1,117 @@
+"""Whatever is killed, and whenever: no agent's write is committed without its snapshot, no client waits for ever, and
+every snapshot ends as its transaction did.
+
+``SQLWALL_CRASHES`` says how many kills there are, ``SQLWALL_CRASH_SEED`` which ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sqlwall.proxy.settle import settle_all
+from sqlwall.snapshot.manifest import Manifest
+from sqlwall.store.snapshots import SnapshotState
+from tests.e2e.wall import APP, running_wall
+from tests.promises.crash import (
+    OBSERVER,
+    OBSERVER_PASSWORD,
+    Cluster,
+    Victim,
+    mortal_cluster,
+    scene,
+)
+
+#: Few enough for every run of the tests; by hand there may be hundreds.
+CRASHES = int(os.environ.get("SQLWALL_CRASHES", "10"))
+#: Seconds at most from the moment when all write until the blow.
+DELAY = 0.2
+#: Kills between two looks at everything.
+STRETCH = 50
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with mortal_cluster() as found:
+        yield found
+
+
+@pytest.mark.timeout(120 + 15 * CRASHES)
+def test_no_crash_parts_a_committed_write_from_its_snapshot(tmp_path: Path) -> None:
+    seed = os.environ.get("SQLWALL_CRASH_SEED") or secrets.token_hex(4)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    struck = 0
+    while struck < CRASHES:
+        folder = tmp_path / str(struck)
+        folder.mkdir()
+        with mortal_cluster() as cluster, scene(cluster, folder) as found:
+            found.start_writers()
+            found.await_progress()
+            for victim in victims(min(STRETCH, CRASHES - struck), chance):
+                time.sleep(chance.uniform(0, DELAY))  # the blow falls anywhere
+                found.strike(victim, chance)
+                found.await_progress()
+                struck += 1
+                print(f"{struck}: {victim.value}", flush=True)
+            assert found.stop_writers() == []
+            assert found.settle() == []
+            assert found.findings() == []
+            print(found.summary(), flush=True)
+
+
+def victims(count: int, chance: random.Random) -> list[Victim]:
+    """So many, each kind about as often as the others."""
+    kinds = list(Victim)
+    chosen = [kinds[number % len(kinds)] for number in range(count)]
+    chance.shuffle(chosen)
+    return chosen
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_id_that_a_crash_gives_out_again_settles_no_snapshot_wrongly(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What a killed server had not flushed it forgets, ids of transactions too: it gives them to the next."""
+    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
+    monkeypatch.chdir(tmp_path)
+    with running_wall(cluster.database, tmp_path, **settings) as wall:
+        keeper = wall.wall.worker.keeper
+        assert keeper is not None
+        snapshots = keeper.snapshots
+        with monkeypatch.context() as patched:
+            patched.setattr(snapshots, "enter", killing(cluster, moment, snapshots.enter))
+            with wall.connect() as agent, pytest.raises(psycopg.Error):
+                agent.execute("UPDATE account SET token = 'lost' WHERE id = 1")
+        with cluster.connect() as direct:
+            others = [
+                direct.execute(
+                    "INSERT INTO ledger VALUES (%s) RETURNING pg_current_xact_id()::text", (str(n),)
+                ).fetchone()
+                for n in range(10)
+            ]
+        still_open = wall.run(settle_all(snapshots, keeper.observers))
+        (record,) = snapshots.list()
+        assert (record.xid,) not in others
+        assert (still_open, record.state) == (0, SnapshotState.ABORTED)
+        assert snapshots.verify(record.id) == []
+
+
+def killing(cluster: Cluster, moment: str, enter: Callable[..., None]) -> Callable[..., None]:
+    """An `enter` during which the agent's backend dies."""
+
+    def killed(manifest: Manifest, *arguments: object) -> None:
+        if moment == "before":
+            cluster.kill_backend(APP)
+        enter(manifest, *arguments)
+        if moment == "after":
+            cluster.kill_backend(APP)
+
+    return killed
