@@ -124,7 +124,7 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         f"{path}:2:3: unknown key listen.prot; did you mean port?",
         f"{path}:3:3: listen.port must be from 1 to 65535",
         f"{path}:4:1: unknown section limit; did you mean limits?",
-        f"{path}:7:3: timeouts.login must be a duration such as 30s, 500ms or 10min",
+        f"{path}:7:3: timeouts.login must be a duration such as 30s, 500ms, 10min or 30d",
         f"{path}:9:3: log.level must be one of debug, info, warning, error; did you mean info?",
         f"{path}:11:3: tls.require needs tls.certificate",
         f"{path}:12:1: metrics must be a mapping of: host, port",

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, LiteralString
 import psycopg
 import typer
 
+from sqlwall.cli.ailment import Ailment, some
+from sqlwall.cli.doctor_roles import examine_roles
 from sqlwall.cli.options import AsJson, ConfigFile, RulesetOption, Store, configuration
 from sqlwall.cli.output import Exit, reported, say, show_json
 from sqlwall.cli.rulesets import find_ruleset
@@ -30,20 +32,9 @@ from sqlwall.store import agents
 from sqlwall.store.database import open_store
 
 SUPPORTED: Final = (15, 18)
-#: Names of one kind that a line for people shows.
-SHOWN: Final = 5
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ailment:
-    """Something to put right: what it is, why it matters, and the SQL or setting that does it."""
-
-    name: str
-    why: str
-    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +158,18 @@ def doctor(
     """Log in upstream, and list what is wrong there with the SQL that closes it. Status 1 if anything is."""
     found = configuration(config, {"upstream": upstream, "store": store, "ruleset": ruleset})
     bounds = _bounds(found)
-    ailments = [*_examine_config(found, bounds), *_examine_server(found, bounds)]
+    ailments = [*_examine_config(found, bounds), *_examine_server(found, bounds), *examine_roles(found)]
     if as_json:
         show_json([asdict(ailment) for ailment in ailments])
     else:
         for ailment in ailments:
             say(f"{ailment.name}: {ailment.why}\n    {ailment.remedy}")
+        for name, section, without in (
+            ("observer", found.observer, "writes that need a snapshot are refused"),
+            ("undo role", found.undo, "`sqlwall undo` can bring nothing back from here"),
+        ):
+            if not section.host:
+                say(f"no {name} is configured: {without}")
         say(f"{len(ailments)} to put right" if ailments else "nothing to put right")
     if ailments:
         raise typer.Exit(int(Exit.FINDING))
@@ -286,14 +283,14 @@ def _examine_ownership(patient: Patient) -> Iterator[Ailment]:
         kinds.setdefault(kind, []).append(name)
     for kind, names in kinds.items():
         remedy = "\n    ".join(f"ALTER {kind} {name} OWNER TO another_role;" for name in names)
-        yield Ailment(f"{patient.role} owns {kind.lower()} {_some(names)}",
+        yield Ailment(f"{patient.role} owns {kind.lower()} {some(names)}",
                       "an owner can drop it, change it and grant it", remedy)  # fmt: skip
 
 
 def _examine_creation(patient: Patient) -> Iterator[Ailment]:
     names = [name for (name,) in patient.rows(_SCHEMAS)]
     if names:
-        yield Ailment(f"CREATE in schema {_some(names)}", "functions and operators of its own could pass for others",
+        yield Ailment(f"CREATE in schema {some(names)}", "functions and operators of its own could pass for others",
                       f"REVOKE CREATE ON SCHEMA {', '.join(names)} FROM {patient.shown}, PUBLIC;")  # fmt: skip
     [(database,)] = patient.rows("SELECT quote_ident(current_database())")
     for right, why in (
@@ -312,7 +309,7 @@ def _examine_functions(patient: Patient) -> Iterator[Ailment]:
         origins.setdefault(origin, []).append(name)
     for origin, names in origins.items():
         yield Ailment(
-            f"EXECUTE on {_some(names)}",
+            f"EXECUTE on {some(names)}",
             f"functions of {origin} reach beyond what a gate or an undo can see",
             f"REVOKE EXECUTE ON FUNCTION {', '.join(names)} FROM {patient.shown}, PUBLIC;",
         )
@@ -329,7 +326,7 @@ def _examine_remote(patient: Patient) -> Iterator[Ailment]:
         names = [name for (name,) in patient.rows(query)]
         if names:
             yield Ailment(
-                f"USAGE on foreign {word.lower()} {_some(names)}",
+                f"USAGE on foreign {word.lower()} {some(names)}",
                 "what happens on another server cannot be rolled back or undone",
                 f"REVOKE USAGE ON FOREIGN {word} {', '.join(names)} FROM {patient.shown}, PUBLIC;",
             )
@@ -356,7 +353,7 @@ def _examine_tables(patient: Patient, bounds: Sequence[Bound]) -> Iterator[Ailme
             alike.setdefault((unused, tuple(grantees)), []).append(shown)
     for (unused, grantees), names in alike.items():
         yield Ailment(
-            f"{', '.join(unused)} on {_some(names)}",
+            f"{', '.join(unused)} on {some(names)}",
             "no ruleset lets an agent use it",
             f"REVOKE {', '.join(unused)} ON {', '.join(names)} FROM {', '.join(grantees)};",
         )
@@ -374,8 +371,3 @@ def _is_wanted(right: str, relation: Relation, kind: RelationKind, bounds: Itera
         is not Action.DENY
         for bound in bounds
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -7,11 +7,13 @@ from importlib.machinery import ExtensionFileLoader
 import typer
 
 from sqlwall import __version__
-from sqlwall.cli import agent, audit, rules
+from sqlwall.cli import agent, audit, rules, snapshot
 from sqlwall.cli.demo import demo
 from sqlwall.cli.doctor import doctor
 from sqlwall.cli.explain import explain_
+from sqlwall.cli.provision import provision_
 from sqlwall.cli.serve import serve
+from sqlwall.cli.undo import undo
 from sqlwall.session import session
 from sqlwall.wire import frames
 
@@ -27,6 +29,9 @@ app.add_typer(agent.app, name="agent")
 app.command("explain")(explain_)
 app.add_typer(rules.app, name="rules")
 app.add_typer(audit.app, name="audit")
+app.add_typer(snapshot.app, name="snapshot")
+app.command()(undo)
+app.command("provision")(provision_)
 app.command()(doctor)
 
 

@@ -21,8 +21,9 @@ from sqlwall.errors import ConfigError, Problem
 T = TypeVar("T")
 
 PREFIX = "SQLWALL_"
-#: Environment variables of this prefix that are not settings: the file's own name, and the tests' variables.
-RESERVED = ("SQLWALL_CONFIG", "SQLWALL_TEST_")
+#: Environment variables of this prefix that are not settings: the file's own name, the superuser of `provision`, what
+#: the package's build asks, and the tests' variables.
+RESERVED = ("SQLWALL_CONFIG", "SQLWALL_ADMIN", "SQLWALL_COMPILE", "SQLWALL_TEST_")
 #: Sections whose most important key may stand for the section: ``workers: 4``, ``SQLWALL_UPSTREAM=postgresql://…``.
 PRIMARY = {
     "upstream": "dsn", "observer": "dsn", "undo": "dsn", "ruleset": "path", "store": "url", "snapshots": "url",

@@ -14,8 +14,8 @@ _SIZES = {"": 1, "B": 1, "kB": 1024, "KB": 1024, "KiB": 1024, "MB": 1024**2, "Mi
     "GB": 1024**3,
     "GiB": 1024**3,
 }
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?")
-_DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h|d)?")
+_DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Secret:
@@ -118,10 +118,10 @@ def size(low: int, high: int) -> Callable[[object], int]:
 
 
 def read_duration(raw: object) -> float:
-    """Seconds: ``30``, ``30s``, ``500ms``, ``10min``, ``1h``; 0 is no limit."""
+    """Seconds: ``30``, ``30s``, ``500ms``, ``10min``, ``1h``, ``30d``; 0 is no limit."""
     match = None if isinstance(raw, bool) else _DURATION.fullmatch(str(raw).strip())
     if match is None:
-        raise ValueError("must be a duration such as 30s, 500ms or 10min")
+        raise ValueError("must be a duration such as 30s, 500ms, 10min or 30d")
     return float(match.group(1)) * _DURATIONS[match.group(2) or ""]
 
 

@@ -6,6 +6,7 @@ settings in `EXACT_SETTINGS` hold on both ends (MECHANICS, section 2).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -34,6 +35,8 @@ _ESCAPES: Final = tuple(
     )
 )  # fmt: skip
 _SPECIAL: Final = frozenset(b"\\\b\f\n\r\t\v")
+_MEANINGS: Final = {escape[1:]: character for character, escape in _ESCAPES}
+_ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
 
 
 def read_tid(text: str | bytes) -> Tid:
@@ -88,3 +91,15 @@ def _escape(value: bytes) -> bytes:
     for character, escape in _ESCAPES:
         value = value.replace(character, escape)
     return value
+
+
+def read_copy_line(line: bytes) -> list[str | None]:
+    """The inverse of `copy_line`, of a line with its end or without, of text in UTF-8."""
+    return [
+        None if field == b"\\N" else _ESCAPED.sub(_unescape, field).decode("utf-8", "backslashreplace")
+        for field in line.removesuffix(b"\n").split(b"\t")
+    ]
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    return _MEANINGS.get(match[1], match[1])

@@ -1,13 +1,14 @@
 """SQL that gives sqlwall its own roles in a database, and functions that look past row security where the proof must.
 
-Three roles: what agents' sessions log in as stays as it is; the observer reads everything and writes nothing; the undo
-role writes rows and may switch triggers off. The functions run on the agent's session with the observer's rights and
-tell only what its own transaction has done: which row versions are gone, and what took their place (MECHANICS 14, "RLS
-flip"). The wall refuses any text of an agent that names them.
+Three roles: what agents' sessions log in as is the least of them; the observer reads everything and writes nothing; the
+undo role writes rows and may switch triggers off. The functions run on the agent's session with the observer's rights
+and tell only what its own transaction has done: which row versions are gone, and what took their place (MECHANICS 14,
+"RLS flip"). The wall refuses any text of an agent that names them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from sqlwall.snapshot.images import EXACT_SETTINGS, quote_identifier
@@ -62,6 +63,21 @@ SIGNATURES: Final = (
 )  # fmt: skip
 
 
+def agent(name: str, schemas: Sequence[str], *, is_read_only: bool) -> tuple[str, ...]:
+    """Statements that make a role for agents' sessions, with rights on the tables of these schemas."""
+    role = quote_identifier(name)
+    rights = "SELECT" if is_read_only else "SELECT, INSERT, UPDATE, DELETE"
+    created = [f"CREATE ROLE {role} LOGIN"]
+    for schema in map(quote_identifier, schemas):
+        created += [
+            f"GRANT USAGE ON SCHEMA {schema} TO {role}",
+            f"GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {role}",
+        ]
+        if not is_read_only:
+            created.append(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}")
+    return tuple(created)
+
+
 def roles(observer: str, undo: str) -> tuple[str, ...]:
     """Statements for the cluster, once. Passwords are set apart from them: no text of ours holds one."""
     seeing, undoing = quote_identifier(observer), quote_identifier(undo)
@@ -73,6 +89,20 @@ def roles(observer: str, undo: str) -> tuple[str, ...]:
         f"GRANT pg_read_all_data, pg_write_all_data TO {undoing}",
         f"GRANT SET ON PARAMETER session_replication_role TO {undoing}",
     )
+
+
+def reach(observer: str, undo: str) -> tuple[str, ...]:
+    """Statements for one database: the right to connect, and undo's temporary tables."""
+    return (
+        "DO $_$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO "
+        f"{_format(observer)}, {_format(undo)}', current_database()); EXECUTE format('GRANT TEMPORARY ON DATABASE %I"
+        f" TO {_format(undo)}', current_database()); END $_$",
+    )
+
+
+def _format(name: str) -> str:
+    """A name inside a constant that format() reads."""
+    return quote_identifier(name).replace("%", "%%").replace("'", "''")
 
 
 def functions(observer: str, agent: str) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ class AuditKind(Enum):
     AGENT = "agent"
     START = "start"
     STOP = "stop"
+    UNDO = "undo"
 
 
 @dataclass(frozen=True, slots=True)

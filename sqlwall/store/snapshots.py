@@ -157,7 +157,7 @@ class Snapshots:
     ) -> None:
         self.blobs = open_blobs(url)
         self.key = key
-        self._engine = engine
+        self.engine = engine
         self._lock = timedelta(seconds=lock_seconds)
 
     # -- taking them
@@ -169,7 +169,7 @@ class Snapshots:
     def enter(self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str]) -> None:
         """Put a snapshot whose blob is durable into the index. Raises StoreError."""
         first = manifest.statements[0] if manifest.statements else ""
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             connection.execute(
                 SNAPSHOTS.insert().values(
                     id=manifest.id,
@@ -196,7 +196,7 @@ class Snapshots:
 
         With the commit of an undo, what it has undone is marked.
         """
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             done = connection.execute(
                 SNAPSHOTS.update()
                 .where(SNAPSHOTS.c.id == snapshot_id, SNAPSHOTS.c.state.in_((*_OPEN, state.value)))
@@ -240,20 +240,20 @@ class Snapshots:
             query = query.where(SNAPSHOTS.c.state == state.value)
         if limit is not None:
             query = query.limit(limit)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             return [_record(row) for row in connection.execute(query)]
 
     def unsettled(self) -> Sequence[SnapshotRecord]:
         """Those of whose transactions nobody has seen the end."""
         query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.state.in_(_OPEN)).order_by(SNAPSHOTS.c.id)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             return [_record(row) for row in connection.execute(query)]
 
     def find(self, snapshot_id: str) -> SnapshotRecord:
         """The snapshot of this id, or of the only one that begins so. Raises SnapshotError."""
         wanted = snapshot_id.strip().upper()
         query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.id.startswith(wanted, autoescape=True)).limit(3)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             found = [_record(row) for row in connection.execute(query)] if wanted else []
         if len(found) == 1:
             return found[0]
@@ -315,7 +315,7 @@ class Snapshots:
         return removed
 
     def _remove(self, snapshot_id: str) -> None:
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             connection.execute(SNAPSHOTS.delete().where(SNAPSHOTS.c.id == snapshot_id))
         self.blobs.delete(snapshot_id)
 
