@@ -22,11 +22,14 @@ from sqlwall.cli.embedded import EmbeddedServer, find_free_port
 from sqlwall.cli.options import AsJson
 from sqlwall.cli.output import Exit, reported, say, show_json, show_table
 from sqlwall.cli.rulesets import find_ruleset
+from sqlwall.cli.snapshot import described, settle, undoer
 from sqlwall.config import Config, Listen, Metrics, load_config
 from sqlwall.console.app import create_app, serve_app
 from sqlwall.proxy.wall import Wall
+from sqlwall.snapshot import provision
 from sqlwall.store import agents
 from sqlwall.store.database import open_store
+from sqlwall.store.snapshots import Snapshots, SnapshotState
 
 _SHOP: Final[LiteralString] = """
 CREATE ROLE shop_app LOGIN PASSWORD 'shop_app';
@@ -42,6 +45,11 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO shop_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO shop_app;
 """
+
+
+#: Rows of each table that are shown.
+ROWS: Final = 6
+_OBSERVER, _UNDO = "shop_observer", "shop_undo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,17 @@ STEPS: Final = (
     Step("COPY orders TO PROGRAM 'cat > /tmp/orders'", _DENIED),
     Step("SET default_transaction_read_only = off", _DENIED),
     Step("DO $$ BEGIN DELETE FROM orders; END $$", _DENIED),
-    Step("UPDATE orders SET status = 'sent' WHERE id = 7", _DENIED),
     Step("SELEC 1", "42601"),
     Step("BEGIN ISOLATION LEVEL REPEATABLE READ"),
     Step("SELECT count(*) FROM open_orders"),
     Step("COMMIT"),
 )  # fmt: skip
+#: What it may write; each is a transaction, and is brought back afterwards.
+WRITES: Final = (
+    Step("UPDATE orders SET status = 'sent', total = total + 1 WHERE id IN (7, 8)"),
+    Step("DELETE FROM customers WHERE id = 3"),
+    Step("INSERT INTO customers (id, name) VALUES (51, 'customer 51')"),
+)
 
 
 @reported
@@ -106,6 +119,7 @@ def demo(
         with _folder() as folder, EmbeddedServer() as server:
             with psycopg.connect(server.dsn(), autocommit=True) as connection:
                 connection.execute(_SHOP)
+                _make_roles(connection)
             uvloop.run(_show(server, folder, once=once, as_json=as_json))
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -118,9 +132,24 @@ def _folder() -> Iterator[Path]:
 
 
 def _configure(server: EmbeddedServer, folder: Path) -> Config:
-    upstream = server.dsn(user="shop_app", password="shop_app")  # noqa: S106 - made above, gone with the demo
-    url = f"sqlite:///{folder / 'sqlwall.db'}"
-    return load_config(None, {}, {"upstream": upstream, "store": url, "listen.port": _port(Listen().port)})
+    # The passwords are made above, and gone with the demo.
+    flags: dict[str, object] = {
+        "upstream": server.dsn(user="shop_app", password="shop_app"),  # noqa: S106
+        "observer": server.dsn(user=_OBSERVER, password=_OBSERVER),
+        "undo": server.dsn(user=_UNDO, password=_UNDO),
+        "store": f"sqlite:///{folder / 'sqlwall.db'}",
+        "snapshots": str(folder / "snapshots"),
+        "listen.port": _port(Listen().port),
+    }
+    return load_config(None, {}, flags)
+
+
+def _make_roles(connection: psycopg.Connection[Any]) -> None:
+    """As `sqlwall provision` does."""
+    made = [*provision.roles(_OBSERVER, _UNDO), *provision.functions(_OBSERVER, "shop_app")]
+    made += [f"ALTER ROLE {name} PASSWORD '{name}'" for name in (_OBSERVER, _UNDO)]
+    for statement in made:
+        connection.execute(statement.encode())
 
 
 def _port(usual: int) -> int:
@@ -134,6 +163,22 @@ def _port(usual: int) -> int:
     return usual
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """All that the demo has seen. `states` are hashes of every row: before, after the writes, and after undo."""
+
+    seen: list[Seen]
+    changes: list[str]
+    states: list[str]
+    conflicts: list[str]
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether all verdicts were as they must be, and undo brought everything back."""
+        before, between, after = self.states
+        return all(found.is_expected for found in self.seen) and before == after != between
+
+
 async def _show(server: EmbeddedServer, folder: Path, *, once: bool, as_json: bool) -> None:
     config = _configure(server, folder)
     engine = open_store(config.store.url)
@@ -141,15 +186,35 @@ async def _show(server: EmbeddedServer, folder: Path, *, once: bool, as_json: bo
     engine.dispose()
     async with Wall(config, find_ruleset) as wall:
         address = dsn(config, "demo", password)
-        before = await asyncio.to_thread(_state_hash, server)
-        seen = await asyncio.to_thread(_run, address)
-        after = await asyncio.to_thread(_state_hash, server)
-        _report(seen, before, after, "" if once else address, as_json=as_json)
+        shown = await asyncio.to_thread(_play, server, config, address)
+        _report(shown, "" if once else address, as_json=as_json)
         if once:
-            if not all(found.is_expected for found in seen) or before != after:
+            if not shown.is_expected:
                 raise typer.Exit(int(Exit.FINDING))
             return
         await _serve(wall, address, as_json=as_json)
+
+
+def _play(server: EmbeddedServer, config: Config, address: str) -> Shown:
+    """The agent: an ordinary client with an ordinary DSN. Then a person undoes what it wrote."""
+    states = [_state_hash(server)]
+    with psycopg.connect(address, autocommit=True) as connection:
+        seen = [_try(connection, step) for step in (*STEPS, *WRITES)]
+    states.append(_state_hash(server))
+    engine = open_store(config.store.url)
+    try:
+        snapshots = Snapshots(engine, config.snapshots.url)
+        settle(config, snapshots)
+        records = snapshots.list(state=SnapshotState.COMMITTED)
+        changes = [
+            line for record in reversed(records) for line in described(snapshots.open(record.id), ROWS)
+        ]
+        with undoer(config, snapshots, "postgres", lambda _: None) as session:
+            outcome = session.undo(records, actor="demo", dry_run=False)
+    finally:
+        engine.dispose()
+    states.append(_state_hash(server))
+    return Shown(seen, changes, states, [str(conflict) for conflict in outcome.conflicts])
 
 
 async def _serve(wall: Wall, address: str, *, as_json: bool) -> None:
@@ -184,12 +249,6 @@ async def _asked_to_stop() -> None:
             loop.remove_signal_handler(number)
 
 
-def _run(address: str) -> list[Seen]:
-    """The agent: an ordinary client with an ordinary DSN."""
-    with psycopg.connect(address, autocommit=True) as connection:
-        return [_try(connection, step) for step in STEPS]
-
-
 def _try(connection: psycopg.Connection[Any], step: Step) -> Seen:
     try:
         cursor = connection.execute(step.sql.encode())
@@ -210,21 +269,29 @@ def _state_hash(server: EmbeddedServer) -> str:
     return found.hexdigest()[:16]
 
 
-def _report(seen: list[Seen], before: str, after: str, address: str, *, as_json: bool) -> None:
+def _report(shown: Shown, address: str, *, as_json: bool) -> None:
+    before, between, after = shown.states
     if as_json:
         show_json(
             {
                 "steps": [
                     {"sql": s.step.sql, "expected": s.step.expected, "sqlstate": s.sqlstate, "line": s.line,
-                     "as_expected": s.is_expected} for s in seen
+                     "as_expected": s.is_expected} for s in shown.seen
                 ],
+                "changes": shown.changes,
                 "state_before": before,
-                "state_after": after,
+                "state_written": between,
+                "state_undone": after,
+                "conflicts": shown.conflicts,
                 "dsn": address or None,
             }
         )  # fmt: skip
         return
-    rows = [(s.step.expected or "pass", s.sqlstate or "pass", s.step.sql, s.line) for s in seen]
+    rows = [(s.step.expected or "pass", s.sqlstate or "pass", s.step.sql, s.line) for s in shown.seen]
     show_table(("expected", "seen", "the agent sends", "the agent reads"), rows)
-    say(f"State of the shop before {before}, after {after}: {'unchanged' if before == after else 'CHANGED'}.")
-    say(f"{sum(s.is_expected for s in seen)} of {len(seen)} verdicts as expected.")
+    say(f"{sum(s.is_expected for s in shown.seen)} of {len(shown.seen)} verdicts as expected.\n")
+    say("What its writes changed, as their snapshots have it (sqlwall snapshot diff):\n")
+    for line in (*shown.changes, *shown.conflicts):
+        say(f"  {line}")
+    is_back = "every row is as it was" if before == after else "NOT AS BEFORE"
+    say(f"\nState of the shop before {before}, with the writes {between}, after undo {after}: {is_back}.")

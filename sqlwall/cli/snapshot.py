@@ -21,7 +21,7 @@ from sqlwall.config.values import read_duration, size
 from sqlwall.errors import SqlwallError, UpstreamError
 from sqlwall.proxy.observer import Observers
 from sqlwall.proxy.settle import settle_all
-from sqlwall.proxy.undo import Undoer, open_undo
+from sqlwall.proxy.undo import Progress, Undoer, open_undo
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot.images import read_copy_line
 from sqlwall.snapshot.manifest import Change
@@ -82,7 +82,7 @@ async def _settle(snapshots: Snapshots, observers: Observers) -> None:
 
 
 @contextmanager
-def undoer(config: Config, snapshots: Snapshots, database: str) -> Iterator[Undoer]:
+def undoer(config: Config, snapshots: Snapshots, database: str, progress: Progress) -> Iterator[Undoer]:
     """A session of the undo role with one database. Raises UpstreamError."""
     if not config.undo.host:
         raise UpstreamError(
@@ -92,9 +92,14 @@ def undoer(config: Config, snapshots: Snapshots, database: str) -> Iterator[Undo
     settings = UpstreamSettings.of(config.undo, config.timeouts.upstream_connect)
     connection: psycopg.Connection[Any] = open_undo(settings, database)
     try:
-        yield Undoer(connection, snapshots, lambda text: say(text, err=True))
+        yield Undoer(connection, snapshots, progress)
     finally:
         connection.close()
+
+
+def say_aside(text: str) -> None:
+    """Progress, which is no output."""
+    say(text, err=True)
 
 
 def row_of(record: SnapshotRecord) -> dict[str, object]:
@@ -198,22 +203,20 @@ def diff(
     """Show what one snapshot's transaction changed, row by row: what was there before, and what it left."""
     with opened(config, store) as (_, snapshots):
         reader = snapshots.open(snapshots.find(snapshot).id)
-        tables = [
-            (change, list(islice(differences(reader, change), rows))) for change in reader.manifest.changes
-        ]
-    if as_json:
+        if not as_json:
+            for line in described(reader, rows):
+                say(line)
+            return
         show_json(
-            [{"relation": change.label, "rows": max(change.before.rows, change.after.rows),
-              "shown": [asdict(row) for row in found]} for change, found in tables]
-        )  # fmt: skip
-        return
-    for change, found in tables:
-        say(f"{change.label}: {change.inserted} inserted, {change.updated} updated, {change.deleted} deleted")
-        for row in found:
-            say(f"  {_sentence(row, change.key)}")
-        more = max(change.before.rows, change.after.rows) - len(found)
-        if more > 0:
-            say(f"  and {more} more: --rows shows them")
+            [
+                {
+                    "relation": change.label,
+                    "rows": max(change.before.rows, change.after.rows),
+                    "shown": [asdict(row) for row in islice(differences(reader, change), rows)],
+                }
+                for change in reader.manifest.changes
+            ]
+        )
 
 
 @app.command("verify")
@@ -237,7 +240,7 @@ def verify_(
         for number, record in enumerate(records, 1):
             problems = list(snapshots.verify(record.id))
             if rehearse and not problems:
-                with undoer(found, snapshots, record.database) as session:
+                with undoer(found, snapshots, record.database, say_aside) as session:
                     problems = _rehearse(session, record)
             faults[record.id] = problems
             if number % 100 == 0:
@@ -347,6 +350,19 @@ def differences(reader: SnapshotReader, change: Change) -> Iterator[Difference]:
     for row in before:
         yield Difference(row, left.pop(_key(row, change), None))
     yield from (Difference(None, row) for row in left.values())
+
+
+def described(reader: SnapshotReader, rows: int) -> Iterator[str]:
+    """The same in lines for people, at most so many rows of each table."""
+    for change in reader.manifest.changes:
+        yield f"{change.label}: {change.inserted} inserted, {change.updated} updated, {change.deleted} deleted"
+        shown = 0
+        for row in islice(differences(reader, change), rows):
+            yield f"  {_sentence(row, change.key)}"
+            shown += 1
+        more = max(change.before.rows, change.after.rows) - shown
+        if more > 0:
+            yield f"  and {more} more"
 
 
 def _rows(lines: Iterable[bytes], change: Change) -> Iterator[dict[str, str | None]]:

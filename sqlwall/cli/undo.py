@@ -11,7 +11,7 @@ import typer
 
 from sqlwall.cli.options import AsJson, ConfigFile, Since, Store, moment
 from sqlwall.cli.output import Exit, fail, reported, say, show_json, show_table
-from sqlwall.cli.snapshot import COLUMNS, document_of, opened, row_of, settle, undoer
+from sqlwall.cli.snapshot import COLUMNS, document_of, opened, row_of, say_aside, settle, undoer
 from sqlwall.errors import SqlwallError
 from sqlwall.proxy.undo import Outcome, Undoer
 from sqlwall.store.audit import AuditKind, AuditRecord, AuditWriter
@@ -61,7 +61,7 @@ def undo(
             show_table(COLUMNS, rows, "goes back, in this order")
         if not dry_run and not yes and len(records) > 1:
             _ask(len(records), as_json=as_json)
-        with undoer(found, snapshots, records[0].database) as session:
+        with undoer(found, snapshots, records[0].database, say_aside) as session:
             outcome = _undo(session, snapshots, records, dry_run=dry_run)
     _report(records, outcome, dry_run=dry_run, as_json=as_json)
     if outcome.conflicts:

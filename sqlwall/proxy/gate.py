@@ -28,10 +28,14 @@ Ask = Callable[[bytes], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """The transaction may commit. `xid` is None if it wrote nothing; `snapshot` covers what no rule waives."""
+    """The transaction may commit. `xid` is None if it wrote nothing; `snapshot` covers what no rule waives.
+
+    `notice` says that a rule wants the client to be told of the snapshot.
+    """
 
     xid: str | None
     snapshot: Manifest | None = None
+    notice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ async def examine_commit(
         return Failed(error.frame)
     if isinstance(found, Uncovered):
         return Refused(found.reason, f"snapshot-{found.kind}", found.target)
-    return Passed(xid, found)
+    return Passed(xid, found, permission.notice)
 
 
 async def _commit_nothing(ask: Ask, *, holds: bool) -> Outcome:
@@ -135,13 +139,17 @@ async def read_baseline(ask: Ask) -> witness.Witnesses | Frame | None:
 
 
 class Permission:
-    """What the ruleset says of measured writes, under every search_path of the session. `limits`: those met so far."""
+    """What the ruleset says of measured writes, under every search_path of the session.
+
+    `limits` and `notice` are those met so far.
+    """
 
     def __init__(self, ruleset: Ruleset, contexts: tuple[Context, ...], *, can_cover: bool) -> None:
         self._ruleset = ruleset
         self._contexts = contexts
         self._can_cover = can_cover
         self.limits = Limits()
+        self.notice = False
 
     def decide(self, operation: Operation, schema: str, name: str) -> witness.Decision:
         """Whether the agent may do this to that relation, and whether only with a snapshot."""
@@ -154,6 +162,7 @@ class Permission:
             if must_cover and not self._can_cover:
                 return witness.Decision(False, f"no snapshot covers it [{verdict.rule}]")
             self.limits = tightest((self.limits, verdict.limits))
+            self.notice = self.notice or verdict.notice
         return witness.Decision(bool(self._contexts), "nobody was there to ask for", must_cover)
 
 

@@ -87,6 +87,7 @@ class Lane:
         self._guard: Guard | None = None
         self._capture: Capture | None = None
         self._prepared: Manifest | None = None
+        self._notice = b""  # goes to the client once the COMMIT of what is prepared has succeeded
         keeper = line.keeper
         if keeper is not None:
             self._guard = Guard(self._ask_texts, keeper, line.recorder.guarded)
@@ -197,7 +198,7 @@ class Lane:
             elif self._ledger.status != _IDLE:
                 await self._roll_back()
         held = self._ledger.take_held()
-        owed = refused or b"".join(held)
+        owed = refused or b"".join((*held, self._take_notice()))
         self._line.send_client(owed + _IDLE_NOW)
         self._session.end_transaction()
 
@@ -208,9 +209,14 @@ class Lane:
             self._session.end_transaction()
             return
         expectation = self._forward(step)
+        expectation.holds_ready = has_notice = bool(self._notice)
         await self._line.settled()
         self._baseline_of = -1
         self._settle(is_committed=not expectation.failed and expectation.tags == [b"COMMIT"])
+        if has_notice:
+            self._line.send_client(
+                self._take_notice() + ready_for_query(TransactionStatus(self._ledger.status))
+            )
 
     # -- a pipeline of the extended protocol
 
@@ -244,6 +250,8 @@ class Lane:
             await self._finish(segment, pending)
         if committing is not None:
             self._settle(is_committed=not committing.failed and committing.tags == [b"COMMIT"])
+            if self._notice:
+                self._line.send_client(self._take_notice())
 
     async def _prepare_step(self, step: Step, pending: list[bytes], event: str) -> bool:
         """What has to happen before a step is forwarded; False if it must not be, nor anything up to Sync."""
@@ -337,9 +345,9 @@ class Lane:
         if segment.frames[-1].type_code != _SYNC or self._ledger.copied:
             self._session.keep_ours()
             return
-        error = await self._end_ours(event)
-        if error:
-            self._line.send_client(error)
+        owed = await self._end_ours(event) or self._take_notice()
+        if owed:
+            self._line.send_client(owed)
         await self._finish(segment, [])
 
     async def _end_ours(self, event: str) -> bytes:
@@ -378,7 +386,8 @@ class Lane:
                 rolled_back=self._session.has_rolled_back,
                 guard=self._guard,
             )
-            self._prepared = outcome.snapshot if isinstance(outcome, gate.Passed) else None
+            if isinstance(outcome, gate.Passed):
+                self._prepare(outcome)
             await self._line.recorder.gate(outcome, event)
             if isinstance(outcome, gate.Passed):
                 if commit is None:
@@ -438,11 +447,25 @@ class Lane:
         await self._line.recorder.refusal(step, event)
         return step.refusal
 
+    def _prepare(self, passed: gate.Passed) -> None:
+        """The transaction will be committed, and its snapshot is durable."""
+        kept = self._prepared = passed.snapshot
+        if kept is not None and passed.notice:
+            relations = sorted({change.label for change in kept.changes})
+            self._notice = words.snapshot_kept(kept.id, kept.rows, relations)
+
     def _settle(self, *, is_committed: bool) -> None:
         """The outcome of the transaction whose snapshot is prepared is known."""
         if self._prepared is not None and self._guard is not None:
             self._guard.settle(self._prepared, is_committed=is_committed)
         self._prepared = None
+        if not is_committed:
+            self._notice = b""
+
+    def _take_notice(self) -> bytes:
+        """What a rule wants the client to be told of the snapshot; empty if nothing."""
+        notice, self._notice = self._notice, b""
+        return notice
 
     async def _ask(self, sql: bytes) -> Answer:
         """Run one statement of ours, on an idle line or inside an explicit transaction, where a Sync is harmless."""

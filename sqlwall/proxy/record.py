@@ -141,6 +141,7 @@ class Recorder:
             self._counters.gate("refused")
             self._counters.refusal(outcome.rule)
         refused = isinstance(outcome, gate.Refused)
+        kept = outcome.snapshot if isinstance(outcome, gate.Passed) else None
         labels = self._labels
         await self._durable(
             AuditRecord(
@@ -150,11 +151,12 @@ class Recorder:
                 client=labels.client,
                 database=labels.database,
                 operation="COMMIT",
-                target=outcome.target if isinstance(outcome, gate.Refused) else None,
+                target=outcome.target if isinstance(outcome, gate.Refused) else kept.id if kept else None,
                 action="deny" if refused else "allow",
                 rule=outcome.rule if isinstance(outcome, gate.Refused) else None,
                 reason=outcome.reason if isinstance(outcome, gate.Refused) else None,
                 outcome="rolled back" if refused else "committing",
+                rows=kept.rows if kept else None,
                 event=event,
             )
         )

@@ -151,6 +151,7 @@ def _judge_act(act: Act, statement: Statement, context: Context, ruleset: Rulese
         target=act.target,
         snapshot=_snapshot(chosen, covering, act.operation),
         limits=chosen.limits if len(covering) == 1 else tightest(rule.limits for rule in covering),
+        notice=any(rule.notice for rule in covering),
         retryable=chosen.action is Action.HOLD,
         judged=chosen.action,
     )

@@ -109,6 +109,7 @@ def build_rule(values: Mapping[str, Any], node: Node, report: Report) -> Rule:
         operations=frozenset(values["operations"]),
         checks=_checks(values),
         snapshot=values.get("snapshot"),
+        notice=values.get("notice", False),
         limits=values.get("limits", Limits()),
         message=values.get("message", ""),
         hint=values.get("hint", ""),
@@ -250,6 +251,7 @@ RULE_KEYS: Mapping[str, Key] = {
     "snapshot": Key(
         Word(SNAPSHOTS, "a snapshot policy"), "required, the default for writes, or none: a waiver."
     ),
+    "notice": Key(Flag(), "true: after such a write the agent gets a NOTICE that names its snapshot."),
     "limits": Key(Fields(LIMIT_KEYS, "limits", build_limits), "Bounds on what is allowed."),
     "message": Key(
         Compiled(compile_template, "text with {operation}, {target} and {rule}"),

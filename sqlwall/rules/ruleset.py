@@ -34,6 +34,7 @@ class Rule:
     operations: frozenset[Operation]
     checks: tuple[Check, ...] = ()
     snapshot: SnapshotPolicy | None = None
+    notice: bool = False
     limits: Limits = field(default_factory=Limits)
     message: str = ""
     hint: str = ""

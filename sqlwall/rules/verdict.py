@@ -43,7 +43,8 @@ class Verdict:
     """What happens to a statement. `rule` is the id in the ruleset, or a built-in id such as ``default-deny``.
 
     `reason` finishes the first line of the error ("no WHERE clause"); `operation` and `target` name the effect that
-    decided. `snapshot` is REQUIRED if any effect needs one. `retryable` tells an agent whether the same text may pass.
+    decided. `snapshot` is REQUIRED if any effect needs one; `notice` tells the agent which one was taken. `retryable`
+    tells it whether the same text may pass.
     `judged` is what enforce mode says: the same as `action` there, and what the record shows in the other modes.
     """
 
@@ -55,6 +56,7 @@ class Verdict:
     target: str = ""
     snapshot: SnapshotPolicy = SnapshotPolicy.NONE
     limits: Limits = Limits()
+    notice: bool = False
     retryable: bool = False
     warning: str = ""
     judged: Action = Action.ALLOW

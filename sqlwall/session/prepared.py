@@ -53,7 +53,7 @@ class Names:
         """The server acknowledged the definition; a text of the same segment may have defined it anew behind that."""
         if name in self.added:
             known = self.confirmed.get(name, ())
-            meaning = (*known, *(one for one in meaning if one not in known))
+            meaning = (*known, *[one for one in meaning if one not in known])
         self.confirmed[name] = meaning
 
     def add(self, name: bytes, meaning: Prepared) -> None:

@@ -6,6 +6,7 @@ else: what was refused, by which rule, whether anything ran, whether to retry (D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sqlwall.rules.verdict import Verdict
@@ -265,6 +266,16 @@ def no_such_portal(name: bytes) -> Refusal:
 def warning(verdict: Verdict) -> bytes:
     """The NoticeResponse of mode `warn`: what enforcement would have done."""
     return notice_response(sqlstate=sqlstate.WARNING, message=verdict.warning, severity="WARNING")
+
+
+def snapshot_kept(snapshot: str, rows: int, relations: Sequence[str]) -> bytes:
+    """The NoticeResponse after a guarded write, where a rule wants it."""
+    what, named = "row" if rows == 1 else "rows", ", ".join(relations)
+    return notice_response(
+        sqlstate=sqlstate.SUCCESSFUL_COMPLETION,
+        message=f"sqlwall keeps snapshot {snapshot} of {rows} {what} of {named}."[:FIRST_LINE_LIMIT],
+        hint=f"A person can undo it: sqlwall undo {snapshot}",
+    )
 
 
 def poison(nonce: str) -> bytes:

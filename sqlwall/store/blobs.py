@@ -5,19 +5,20 @@ A folder is the default; its files are synced to disk, and so is the folder. S3,
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import ObjectStore, from_url
 
-from sqlwall.errors import ConfigError, StoreError
+from sqlwall.errors import ConfigError, SnapshotError, StoreError
 
 SUFFIX: Final = ".snapshot"
 _PARTIAL: Final = ".partial"
@@ -38,7 +39,7 @@ class Blobs(Protocol):
         """Take over a file as the object `key`; it is durable when this returns, and the file is gone."""
 
     def size(self, key: str) -> int:
-        """Bytes of an object."""
+        """Bytes of an object. Raises SnapshotError if it is not there."""
 
     def read(self, key: str, start: int, length: int) -> bytes:
         """A range of an object."""
@@ -77,12 +78,14 @@ class Folder:
     def spool(self) -> Path:
         """See `Blobs`: the same folder, so that a rename suffices."""
         with self._failures():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(self._folder)
         return self._folder
 
     def keep(self, key: str, path: Path) -> None:
         """See `Blobs`."""
         with self._failures():
+            if self._path(key).exists():
+                raise FileExistsError(errno.EEXIST, f"{key} is there already")
             _sync(path)
             path.rename(self._path(key))
             _sync(self._folder)
@@ -90,6 +93,8 @@ class Folder:
     def size(self, key: str) -> int:
         """See `Blobs`."""
         with self._failures():
+            if self._folder.is_dir() and not self._path(key).exists():
+                raise SnapshotError(f"snapshot {key} is missing: there is no such file in {self._folder}")
             return self._path(key).stat().st_size
 
     def read(self, key: str, start: int, length: int) -> bytes:
@@ -148,7 +153,12 @@ class Remote:
     def size(self, key: str) -> int:
         """See `Blobs`."""
         with self._failures():
-            return int(obstore.head(self._store, f"{key}{SUFFIX}")["size"])
+            try:
+                return int(obstore.head(self._store, f"{key}{SUFFIX}")["size"])
+            except (FileNotFoundError, NotFoundError):
+                raise SnapshotError(
+                    f"snapshot {key} is missing: there is no such object in {self.place}"
+                ) from None
 
     def read(self, key: str, start: int, length: int) -> bytes:
         """See `Blobs`."""
@@ -219,6 +229,24 @@ class Spool:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def partial_files(blobs: Blobs) -> Sequence[tuple[str, Path]]:
+    """What is being written, or was when its writer died: keys and files."""
+    try:
+        return [(path.stem, path) for path in sorted(blobs.spool().glob(f"*{_PARTIAL}"))]
+    except OSError as error:
+        raise StoreError(f"snapshots in {blobs.place}: {error.strerror or error}") from error
+
+
+def _make(folder: Path) -> None:
+    """A folder, and those above it. Its name is in the folder above, which is synced for it."""
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        _make(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:

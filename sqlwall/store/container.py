@@ -3,7 +3,8 @@
     rows of a part (zstd) ... | manifest (zstd) | trailer
 
 With a key, each section is cut into frames of AES-256-GCM, bound to the snapshot, their section and their place, the
-last one marked: none can be altered, moved, left out or cut off. Without one, SHA-256 finds damage.
+last one marked: none can be altered, moved, left out or cut off. Without one, each section ends with the SHA-256 of its
+stored bytes: the checksum of the rows alone would miss bits that the compressor does not use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from io import BufferedReader, RawIOBase
+from typing import TYPE_CHECKING, Final
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -22,10 +24,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlwall.errors import SnapshotError
 from sqlwall.snapshot.manifest import Manifest, Part, read_manifest
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 #: Compressed bytes of one encrypted frame.
 FRAME: Final = 64 * 1024
 #: Bytes read at a time.
 CHUNK: Final = 256 * 1024
+#: Bytes of rows that come out at a time, however well they were compressed.
+PIECE: Final = 256 * 1024
 #: More than the rows of any honest snapshot compress to (bytes of one manifest).
 MANIFEST_LIMIT: Final = 256 * 1024**2
 
@@ -37,6 +44,7 @@ _TRAILER: Final = struct.Struct(">HHQQ32s16s")
 _FRAME_HEAD: Final = struct.Struct(">I12s")
 _MANIFEST_SECTION: Final = -1
 _LEVEL: Final = 3
+_SUM: Final = hashlib.sha256().digest_size
 
 Read = Callable[[int, int], bytes]
 
@@ -57,6 +65,7 @@ class SectionWriter:
         self._frames = 0
         self._waiting = bytearray()
         self._digest = hashlib.sha256()
+        self._sum = hashlib.sha256()
         self.stored = 0
         self.size = 0
 
@@ -73,8 +82,8 @@ class SectionWriter:
 
     def _emit(self, data: bytes, *, is_last: bool) -> None:
         if self._cipher is None:
-            if data:
-                self._put(data)
+            self._sum.update(data)
+            self._put(data + self._sum.digest() if is_last else data)
             return
         self._waiting += data
         while len(self._waiting) >= FRAME:
@@ -93,7 +102,8 @@ class SectionWriter:
         self._put(_FRAME_HEAD.pack(len(sealed), nonce) + sealed)
 
     def _put(self, data: bytes) -> None:
-        self._write(data)
+        if data:
+            self._write(data)
         self.stored += len(data)
 
 
@@ -151,7 +161,9 @@ def open_container(identifier: str, size: int, read: Read, key: bytes | None) ->
 
 def read_part(identifier: str, part: Part, read: Read, key: bytes | None) -> Iterator[bytes]:
     """The COPY text of a part in pieces; its checksum is compared at the end. Raises SnapshotError."""
-    if not part.rows:
+    if not part.stored:
+        if part.rows or part.size:
+            raise SnapshotError(f"snapshot {identifier} is damaged: rows are not in it")
         return
     digest = hashlib.sha256()
     size = 0
@@ -169,18 +181,55 @@ def read_part(identifier: str, part: Part, read: Read, key: bytes | None) -> Ite
 
 
 def _content(identifier: str, section: int, stored: Iterator[bytes], key: bytes | None) -> Iterator[bytes]:
-    """Decrypted and decompressed."""
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
-    pieces = stored if key is None else _unseal(identifier, section, stored, AESGCM(key))
-    try:
-        for piece in pieces:
-            data = decompressor.decompress(piece)
-            if data:
+    """Decrypted and decompressed, in pieces of a bounded size."""
+    pieces = _summed(identifier, stored) if key is None else _unseal(identifier, section, stored, AESGCM(key))
+    source = BufferedReader(_Source(pieces), CHUNK)
+    with zstandard.ZstdDecompressor().stream_reader(source, read_size=CHUNK, closefd=False) as reader:
+        try:
+            while data := reader.read(PIECE):
                 yield data
-    except zstandard.ZstdError as error:
-        raise SnapshotError(f"snapshot {identifier} is damaged: {error}") from error
-    if not decompressor.eof:
-        raise SnapshotError(f"snapshot {identifier} is damaged: rows end too early")
+        except zstandard.ZstdError as error:
+            raise SnapshotError(f"snapshot {identifier} is damaged: {error}") from error
+    # What checks the stored bytes speaks at their end, which the decompressor need not have asked for.
+    if source.read(1):
+        raise SnapshotError(f"snapshot {identifier} is damaged: there is more behind the rows")
+
+
+class _Source(RawIOBase):
+    """Pieces of bytes as the file that a decompressor reads: it takes no more than it can put out."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer with what there is; 0 at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        target = memoryview(buffer).cast("B")
+        length = min(len(target), len(self._rest))
+        target[:length], self._rest = self._rest[:length], self._rest[length:]
+        return length
+
+
+def _summed(identifier: str, stored: Iterator[bytes]) -> Iterator[bytes]:
+    """What stands before the checksum at the end, which is compared behind the last piece."""
+    found = hashlib.sha256()
+    waiting = b""
+    for piece in stored:
+        waiting += piece
+        data, waiting = waiting[:-_SUM], waiting[-_SUM:]
+        found.update(data)
+        yield data
+    if waiting != found.digest():
+        raise SnapshotError(f"snapshot {identifier} is damaged: stored bytes have another checksum")
 
 
 def _unseal(identifier: str, section: int, stored: Iterator[bytes], cipher: AESGCM) -> Iterator[bytes]:

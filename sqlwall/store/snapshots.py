@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from sqlwall.errors import ConfigError, SnapshotError, StoreError
 from sqlwall.snapshot.manifest import Manifest, Part
-from sqlwall.store.blobs import Blobs, Spool, open_blobs
+from sqlwall.store.blobs import Blobs, Spool, open_blobs, partial_files
 from sqlwall.store.container import SectionWriter, open_container, read_part, write_end
 from sqlwall.store.database import reading, writing
 from sqlwall.store.schema import SNAPSHOTS
@@ -141,12 +141,13 @@ class SnapshotReader:
 
     def lines(self, part: Part) -> Iterator[bytes]:
         """The same, line by line, with their ends."""
-        rest = b""
+        begun: list[bytes] = []
         for data in self.copy(part):
-            lines = (rest + data).split(b"\n")
-            rest = lines.pop()
+            first, *lines = data.split(b"\n")
+            begun.append(first)
             for line in lines:
-                yield line + b"\n"
+                yield b"".join(begun) + b"\n"
+                begun = [line]
 
 
 class Snapshots:
@@ -168,23 +169,12 @@ class Snapshots:
 
     def enter(self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str]) -> None:
         """Put a snapshot whose blob is durable into the index. Raises StoreError."""
-        first = manifest.statements[0] if manifest.statements else ""
         with writing(self.engine) as connection:
             connection.execute(
                 SNAPSHOTS.insert().values(
-                    id=manifest.id,
-                    created=manifest.created,
-                    agent=manifest.agent,
-                    session=manifest.session,
-                    database=manifest.database,
-                    database_oid=manifest.database_oid,
-                    system=manifest.system,
-                    xid=manifest.xid,
+                    **_indexed(manifest),
                     state=SnapshotState.PREPARED.value,
-                    rows=manifest.rows,
                     size=size,
-                    relations=json.dumps([change.label for change in manifest.changes]),
-                    statement=first[:STATEMENT_LENGTH],
                     digest=digest,
                     undoes=json.dumps(list(undoes)),
                     locked_until=format_time(parse_time(manifest.created) + self._lock),
@@ -194,28 +184,20 @@ class Snapshots:
     def settle(self, snapshot_id: str, state: SnapshotState) -> None:
         """Note what became of the transaction. A known outcome never changes. Raises StoreError.
 
-        With the commit of an undo, what it has undone is marked.
+        With the commit of an undo, what it has undone is marked; what that had undone is as it was before.
         """
         with writing(self.engine) as connection:
-            done = connection.execute(
-                SNAPSHOTS.update()
-                .where(SNAPSHOTS.c.id == snapshot_id, SNAPSHOTS.c.state.in_((*_OPEN, state.value)))
-                .values(state=state.value)
-            )
-            if done.rowcount != 1:
-                raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
-            if state is not SnapshotState.COMMITTED:
+            query = sa.select(SNAPSHOTS.c.state).where(SNAPSHOTS.c.id == snapshot_id).with_for_update()
+            known = connection.scalar(query)
+            if known == state.value:
                 return
-            undoes = connection.scalar(sa.select(SNAPSHOTS.c.undoes).where(SNAPSHOTS.c.id == snapshot_id))
-            undone = json.loads(undoes or "[]")
-            if undone:
-                connection.execute(
-                    SNAPSHOTS.update().where(SNAPSHOTS.c.id.in_(undone)).values(undone_by=snapshot_id)
-                )
-                # An undo that is undone leaves what it had undone as it was before.
-                connection.execute(
-                    SNAPSHOTS.update().where(SNAPSHOTS.c.undone_by.in_(undone)).values(undone_by=None)
-                )
+            if known not in _OPEN:
+                raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
+            connection.execute(
+                SNAPSHOTS.update().where(SNAPSHOTS.c.id == snapshot_id).values(state=state.value)
+            )
+            if state is SnapshotState.COMMITTED:
+                _mark(connection, snapshot_id)
 
     # -- finding them
 
@@ -271,6 +253,9 @@ class Snapshots:
         opened = open_container(record.id, self.blobs.size(record.id), read, self.key)
         if opened.digest != record.digest:
             raise SnapshotError(f"snapshot {record.id} is not the one that was taken: its blob was replaced")
+        altered = _differences(record, opened.manifest)
+        if altered:
+            raise SnapshotError(f"snapshot {record.id} was altered in the index: {', '.join(altered)}")
         key = self.key if opened.is_encrypted else None
         return SnapshotReader(opened.manifest, self.blobs, key)
 
@@ -326,6 +311,11 @@ class Snapshots:
             if key not in known and moment is not None and now - moment > ORPHAN_AGE:
                 logger.info("snapshot %s was never entered: removed", key)
                 self.blobs.delete(key)
+        for key, path in partial_files(self.blobs):
+            moment = _moment_of(key)
+            if moment is not None and now - moment > ORPHAN_AGE:
+                logger.info("snapshot %s was never finished: removed", key)
+                path.unlink(missing_ok=True)
 
     def export(self, snapshot_id: str, folder: Path) -> Sequence[Path]:
         """Write a snapshot as files that `COPY ... FROM` reads, and its manifest. Raises SnapshotError, OSError."""
@@ -385,7 +375,68 @@ def _moment_of(identifier: str) -> datetime | None:
     value = 0
     for letter in identifier[:10]:
         value = value * 32 + _CROCKFORD.index(letter)
-    return parse_time("1970-01-01T00:00:00.000000Z") + timedelta(milliseconds=value)
+    try:
+        return parse_time("1970-01-01T00:00:00.000000Z") + timedelta(milliseconds=value)
+    except OverflowError:
+        return None
+
+
+def _indexed(manifest: Manifest) -> dict[str, Any]:
+    """What the index repeats of a manifest."""
+    first = manifest.statements[0] if manifest.statements else ""
+    return {
+        "id": manifest.id,
+        "created": manifest.created,
+        "agent": manifest.agent,
+        "session": manifest.session,
+        "database": manifest.database,
+        "database_oid": manifest.database_oid,
+        "system": manifest.system,
+        "xid": manifest.xid,
+        "rows": manifest.rows,
+        "relations": json.dumps([change.label for change in manifest.changes]),
+        "statement": first[:STATEMENT_LENGTH],
+    }
+
+
+def _differences(record: SnapshotRecord, manifest: Manifest) -> Sequence[str]:
+    """Columns of the index that do not repeat the manifest."""
+    found = {
+        name: getattr(record, name)
+        for name in (
+            "id",
+            "agent",
+            "session",
+            "database",
+            "database_oid",
+            "system",
+            "xid",
+            "rows",
+            "statement",
+        )
+    }
+    found["created"] = format_time(record.created)
+    found["relations"] = json.dumps(list(record.relations))
+    return [name for name, value in _indexed(manifest).items() if found[name] != value]
+
+
+def _mark(connection: Connection, undo: str) -> None:
+    """Write down what this snapshot undid. What that had undone is in force again, and so on down, in turns."""
+    is_undone, layer, seen = True, [undo], {undo}
+    while layer:
+        below: list[str] = []
+        for one in layer:
+            found = connection.scalar(sa.select(SNAPSHOTS.c.undoes).where(SNAPSHOTS.c.id == one))
+            undone = [other for other in json.loads(found or "[]") if other not in seen]
+            connection.execute(
+                SNAPSHOTS.update()
+                .where(SNAPSHOTS.c.id.in_(undone))
+                .where(SNAPSHOTS.c.undone_by.is_(None) if is_undone else SNAPSHOTS.c.undone_by == one)
+                .values(undone_by=one if is_undone else None)
+            )
+            seen.update(undone)
+            below += undone
+        is_undone, layer = not is_undone, below
 
 
 def _record(row: sa.Row[Any]) -> SnapshotRecord:

@@ -93,7 +93,9 @@ def test_the_demo_shows_every_verdict_as_expected(start: Run) -> None:
     shown = found(start("demo", "--once", "--json"))
     assert len(shown["steps"]) > 10
     assert all(step["as_expected"] for step in shown["steps"])
-    assert shown["state_before"] == shown["state_after"]
+    assert shown["state_before"] == shown["state_undone"] != shown["state_written"]
+    assert shown["conflicts"] == []
+    assert any("status: paid → sent" in line for line in shown["changes"])
     assert {step["sqlstate"] for step in shown["steps"]} == {"", "42501", "42601"}
 
 

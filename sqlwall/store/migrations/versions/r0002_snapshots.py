@@ -17,10 +17,17 @@ _SQLITE_GUARDS = (
     """CREATE TRIGGER sqlwall_snapshots_locked_update BEFORE UPDATE ON sqlwall_snapshots
        WHEN NEW.locked_until < OLD.locked_until OR NEW.id <> OLD.id OR NEW.digest <> OLD.digest
        BEGIN SELECT RAISE(ABORT, 'the snapshot is under a retention lock'); END""",
+    # INSERT OR REPLACE deletes without the trigger for deletes.
+    """CREATE TRIGGER sqlwall_snapshots_no_replace BEFORE INSERT ON sqlwall_snapshots
+       WHEN EXISTS (SELECT 1 FROM sqlwall_snapshots WHERE id = NEW.id)
+       BEGIN SELECT RAISE(ABORT, 'the snapshot is there already'); END""",
 )
 _POSTGRESQL_GUARDS = (
     """CREATE FUNCTION sqlwall_snapshots_guard() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN
+         IF TG_OP = 'TRUNCATE' THEN
+           RAISE EXCEPTION 'snapshots may be under a retention lock';
+         END IF;
          IF TG_OP = 'DELETE' THEN
            IF OLD.locked_until > to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') THEN
              RAISE EXCEPTION 'the snapshot is under a retention lock';
@@ -34,6 +41,8 @@ _POSTGRESQL_GUARDS = (
        END $$""",
     """CREATE TRIGGER sqlwall_snapshots_guard BEFORE UPDATE OR DELETE ON sqlwall_snapshots
        FOR EACH ROW EXECUTE FUNCTION sqlwall_snapshots_guard()""",
+    """CREATE TRIGGER sqlwall_snapshots_no_truncate BEFORE TRUNCATE ON sqlwall_snapshots
+       FOR EACH STATEMENT EXECUTE FUNCTION sqlwall_snapshots_guard()""",
 )
 
 
