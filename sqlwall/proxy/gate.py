@@ -13,7 +13,7 @@ from sqlwall.proxy.guard import Guard, ServerError, Uncovered
 from sqlwall.rules.context import Context
 from sqlwall.rules.judge import judge_witness, tightest
 from sqlwall.rules.ruleset import Ruleset
-from sqlwall.rules.verdict import Action, Limits, SnapshotPolicy
+from sqlwall.rules.verdict import NO_LIMITS, Action, SnapshotPolicy
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import witness
 from sqlwall.snapshot.manifest import Manifest
@@ -148,7 +148,7 @@ class Permission:
         self._ruleset = ruleset
         self._contexts = contexts
         self._can_cover = can_cover
-        self.limits = Limits()
+        self.limits = NO_LIMITS
         self.notice = False
 
     def decide(self, operation: Operation, schema: str, name: str) -> witness.Decision:

@@ -22,11 +22,9 @@ from sqlwall.rules.builtin import (
 from sqlwall.rules.context import Context, RelationKind, kind_of_schema, ordinary_schema
 from sqlwall.rules.match import Act
 from sqlwall.rules.ruleset import Mode, Rule, Ruleset
-from sqlwall.rules.verdict import Action, Limits, SnapshotPolicy, Verdict
+from sqlwall.rules.verdict import NO_LIMITS, Action, Limits, SnapshotPolicy, Verdict
 from sqlwall.sql.functions import is_builtin_operator, is_builtin_type, is_pure, is_sensitive_catalog
 from sqlwall.sql.statement import Bounded, Effect, FunctionName, Operation, Relation, Statement, Unparsable
-
-_NO_LIMITS = Limits()
 
 _Number = TypeVar("_Number", int, float)
 
@@ -106,14 +104,14 @@ def _enforced(statement: Statement, context: Context, ruleset: Ruleset) -> Verdi
         return _builtin(refusal, statement.tag, "")
     decided: Verdict | None = None
     snapshot = SnapshotPolicy.NONE
-    limits = _NO_LIMITS
+    limits = last = NO_LIMITS
     for act in acts(statement, context):
         verdict = _judge_act(act, statement, context, ruleset)
         if verdict.action is Action.DENY:
             return verdict
         snapshot = max(snapshot, verdict.snapshot)
-        if verdict.limits is not _NO_LIMITS:
-            limits = tightest((limits, verdict.limits))
+        if verdict.limits is not NO_LIMITS and verdict.limits is not last:
+            limits, last = tightest((limits, verdict.limits)), verdict.limits
         if decided is None or _weight(verdict) > _weight(decided):
             decided = verdict
     if decided is not None:
@@ -282,7 +280,7 @@ def _relaxed(verdict: Verdict, mode: Mode) -> Verdict:
         verdict,
         action=Action.ALLOW,
         snapshot=SnapshotPolicy.NONE,
-        limits=_NO_LIMITS,
+        limits=NO_LIMITS,
         retryable=False,
         warning=warning,
     )
@@ -290,7 +288,12 @@ def _relaxed(verdict: Verdict, mode: Mode) -> Verdict:
 
 def tightest(several: Iterable[Limits]) -> Limits:
     """The smallest of each bound; None bounds nothing."""
-    found = list(several)
+    found: list[Limits] = []
+    for limits in several:
+        if limits is not NO_LIMITS and not (found and limits is found[-1]):
+            found.append(limits)
+    if len(found) < 2:
+        return found[0] if found else NO_LIMITS
     return Limits(
         rows=_least(limits.rows for limits in found),
         bytes=_least(limits.bytes for limits in found),

@@ -43,7 +43,7 @@ from sqlwall.rules.shapes import (
     Word,
     nearest,
 )
-from sqlwall.rules.verdict import Action, Limits, SnapshotPolicy
+from sqlwall.rules.verdict import NO_LIMITS, Action, Limits, SnapshotPolicy
 from sqlwall.rules.when import ConditionError, WhenCheck, compile_condition
 from sqlwall.sql.statement import WRITE_OPERATIONS, Operation
 
@@ -110,7 +110,7 @@ def build_rule(values: Mapping[str, Any], node: Node, report: Report) -> Rule:
         checks=_checks(values),
         snapshot=values.get("snapshot"),
         notice=values.get("notice", False),
-        limits=values.get("limits", Limits()),
+        limits=values.get("limits", NO_LIMITS),
         message=values.get("message", ""),
         hint=values.get("hint", ""),
         line=node.start_mark.line + 1,

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from sqlwall.rules.context import Context, RelationKind
 from sqlwall.rules.match import CHANGING_OPERATIONS, Act, Check
-from sqlwall.rules.verdict import Action, Limits, SnapshotPolicy
+from sqlwall.rules.verdict import NO_LIMITS, Action, Limits, SnapshotPolicy
 from sqlwall.sql.statement import WRITE_OPERATIONS, Operation, Statement
 
 
@@ -35,7 +35,7 @@ class Rule:
     checks: tuple[Check, ...] = ()
     snapshot: SnapshotPolicy | None = None
     notice: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = NO_LIMITS
     message: str = ""
     hint: str = ""
     line: int = 0

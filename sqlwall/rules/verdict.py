@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 
 class Action(IntEnum):
@@ -38,6 +39,10 @@ class Limits:
     scan: int | None = None
 
 
+#: Without any bound; one object, so that it is known by identity.
+NO_LIMITS: Final = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What happens to a statement. `rule` is the id in the ruleset, or a built-in id such as ``default-deny``.
@@ -55,7 +60,7 @@ class Verdict:
     operation: str = ""
     target: str = ""
     snapshot: SnapshotPolicy = SnapshotPolicy.NONE
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     notice: bool = False
     retryable: bool = False
     warning: str = ""

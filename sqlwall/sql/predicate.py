@@ -133,6 +133,13 @@ def _shape(node: Any) -> str:
     return repr(node)
 
 
+def _same(one: Json | None, other: Json | None) -> bool:
+    """Whether two expressions are equal; two kinds of node, which need no rendering, never are."""
+    if not one or not other:
+        return one == other
+    return one.keys() == other.keys() and _shape(one) == _shape(other)
+
+
 def _has_column(node: Any) -> bool:
     if isinstance(node, dict):
         return "ColumnRef" in node or any(_has_column(value) for value in node.values())
@@ -146,7 +153,7 @@ def _operator(body: Json, relation: str | None, depth: int) -> Truth:
     if kind in ("AEXPR_OP", "AEXPR_LIKE", "AEXPR_ILIKE", "AEXPR_SIMILAR"):
         return _compare(name, left, right, kind)
     if kind == "AEXPR_NOT_DISTINCT":
-        return True if _shape(left) == _shape(right) else None
+        return True if _same(left, right) else None
     if kind == "AEXPR_DISTINCT":
         return True if _is_null(left) or _is_null(right) else None
     if kind == "AEXPR_IN":
@@ -183,8 +190,7 @@ def _is_empty_array(node: Json | None) -> bool:
 def _in_list(name: str, left: Json | None, items: list[Json] | None) -> Truth:
     if name != "=" or not items or left is None:
         return None
-    shape = _shape(left)
-    if any(_shape(item) == shape for item in items):
+    if any(_same(left, item) for item in items):
         return True
     value = constant(left)
     return True if value is not None and any(constant(item) == value for item in items) else None
@@ -193,7 +199,7 @@ def _in_list(name: str, left: Json | None, items: list[Json] | None) -> Truth:
 def _compare(name: str, left: Json | None, right: Json | None, kind: str) -> Truth:
     if left is None or right is None:
         return None
-    if name in _REFLEXIVE and _shape(left) == _shape(right):
+    if name in _REFLEXIVE and _same(left, right):
         return True
     one, other = _number(left), _number(right)
     if one is not None and other is not None:
@@ -247,13 +253,13 @@ def _neutral(name: str, left: Json, right: Json) -> Truth:
     """x + 0 = x, x = coalesce(y, x): the other side is the column itself, wrapped in nothing."""
     if name not in ("=", ">=", "<="):
         return None
-    return True if _unwrapped(left) == _unwrapped(right) else None
+    return True if _same(_unwrapped(left), _unwrapped(right)) else None
 
 
 _ZERO: Final = frozenset({"+", "-", "||"})
 
 
-def _unwrapped(node: Json) -> str:
+def _unwrapped(node: Json) -> Json:
     for _ in range(_DEPTH):
         body = node.get("A_Expr")
         if body is not None and body.get("kind") == "AEXPR_OP" and body.get("lexpr") and body.get("rexpr"):
@@ -267,7 +273,7 @@ def _unwrapped(node: Json) -> str:
             node = inner
             continue
         break
-    return _shape(node)
+    return node
 
 
 def _fold(name: str, left: Json, right: Json) -> Truth:

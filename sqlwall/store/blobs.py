@@ -9,7 +9,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -197,6 +197,7 @@ class Spool:
         self._key = key
         self._path = blobs.spool() / f"{key}{_PARTIAL}"
         self._file: BinaryIO | None = None
+        self._is_ours = False
         self.size = 0
 
     def write(self, data: bytes) -> None:
@@ -205,6 +206,7 @@ class Spool:
             if self._file is None:
                 descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 self._file = os.fdopen(descriptor, "wb")
+                self._is_ours = True
             self._file.write(data)
         except OSError as error:
             raise StoreError(f"snapshots in {self._blobs.place}: {error.strerror or error}") from error
@@ -219,16 +221,17 @@ class Spool:
         self._blobs.keep(self._key, self._path)
 
     def discard(self) -> None:
-        """Nothing of it stays."""
-        try:
+        """Nothing of it stays. A file that was there already is not ours to remove."""
+        # What could not be written on closing was to be thrown away.
+        with suppress(OSError):
             self._close()
-        finally:
+        if self._is_ours:
             self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def partial_files(blobs: Blobs) -> Sequence[tuple[str, Path]]:

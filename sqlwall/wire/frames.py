@@ -164,8 +164,7 @@ class FrameReader:
         A frame ahead of a violation is never lost: it is returned, `failure` is set, and the next call raises. With
         nothing to return the violation is raised at once.
         """
-        if self.failure is not None:
-            raise self.failure
+        self._raise_failure()
         frames: list[Frame] = []
         position = self._resume(data, frames) if self._partial else 0
         if self.failure is None:
@@ -175,6 +174,7 @@ class FrameReader:
         return frames
 
     def _raise_failure(self) -> None:
+        """Apart from `feed`, where mypyc would take `failure` for None to the end once it was None at the start."""
         if self.failure is not None:
             raise self.failure
 
@@ -308,15 +308,19 @@ class Scanner:
 
     def feed(self, data: bytes) -> list[Event]:
         """What `data` completes or continues. Violations are reported as `FrameReader.feed` reports them."""
-        if self.failure is not None:
-            raise self.failure
+        self._raise_failure()
         events: list[Event] = []
         position = self._resume(data, events) if self._partial else 0
         if self.failure is None and position < len(data):
             self._cut(data, position, events)
-        if self.failure is not None and not events:
-            raise self.failure
+        if not events:
+            self._raise_failure()
         return events
+
+    def _raise_failure(self) -> None:
+        """Apart from `feed`, where mypyc would take `failure` for None to the end once it was None at the start."""
+        if self.failure is not None:
+            raise self.failure
 
     def _cut(self, data: bytes, position: int, events: list[Event]) -> None:
         if self._relay_left > 0:
