@@ -165,7 +165,7 @@ def doctor(
         for ailment in ailments:
             say(f"{ailment.name}: {ailment.why}\n    {ailment.remedy}")
         for name, section, without in (
-            ("observer", found.observer, "writes that need a snapshot are refused"),
+            ("observer", found.observer, "agents' writes to tables that they may not read whole are refused"),
             ("undo role", found.undo, "`sqlwall undo` can bring nothing back from here"),
         ):
             if not section.host:

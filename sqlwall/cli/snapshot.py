@@ -57,6 +57,8 @@ def opened(config: Path | None, store: str | None) -> Iterator[tuple[Config, Sna
     """The configuration, and the snapshots that it names."""
     found = configuration(config, {"store": store})
     kept = found.snapshots
+    if not kept.url:
+        raise fail("snapshots.url is empty: the wall keeps none")
     engine = open_store(found.store.url)
     try:
         yield (
@@ -68,9 +70,9 @@ def opened(config: Path | None, store: str | None) -> Iterator[tuple[Config, Sna
 
 
 def settle(config: Config, snapshots: Snapshots) -> None:
-    """Ask the server what became of transactions whose end nobody saw; without an observer they stay as they are."""
-    if config.observer.host and snapshots.unsettled():
-        settings = UpstreamSettings.of(config.observer, config.timeouts.upstream_connect)
+    """Ask the server what became of transactions whose end nobody saw."""
+    if config.observing.host and snapshots.unsettled():
+        settings = UpstreamSettings.of(config.observing, config.timeouts.upstream_connect)
         asyncio.run(_settle(snapshots, Observers(settings.conninfo)))
 
 

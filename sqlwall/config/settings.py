@@ -57,7 +57,7 @@ class Upstream:
     """A login to the PostgreSQL server behind the wall. Words are libpq's.
 
     `upstream` is for the agents' sessions, `observer` for the role that reads what they change, `undo` for the role
-    that brings it back (`sqlwall provision`). Without an observer no snapshot is taken.
+    that brings it back (`sqlwall provision`). Without an observer agents' own role looks, at what it may read whole.
     """
 
     dsn: Annotated[
@@ -141,9 +141,13 @@ class Store:
 class Snapshots:
     """Where the images of changed rows are kept, and for how long."""
 
-    url: Annotated[str, Setting("folder of the snapshots, or a URL of S3, GCS or Azure", read_text)] = (
-        "sqlwall-snapshots"
-    )
+    url: Annotated[
+        str,
+        Setting(
+            "folder of the snapshots, or a URL of S3, GCS or Azure; empty: none, and writes that need one are refused",
+            read_text,
+        ),
+    ] = "sqlwall-snapshots"
     key: Annotated[
         Secret, Setting("32 bytes in base64 that encrypt them; best as SQLWALL_SNAPSHOTS_KEY", read_secret)
     ] = NO_SECRET
@@ -255,3 +259,11 @@ class Config:
     workers: Workers = Workers()
     audit: Audit = Audit()
     log: Log = Log()
+
+    @property
+    def observing(self) -> Upstream:
+        """The login that looks at what agents change: that of agents themselves, where there is no role of its own.
+
+        It then sees only tables that agents may read whole; writes to others are refused.
+        """
+        return self.observer if self.observer.host else self.upstream

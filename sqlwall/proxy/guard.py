@@ -197,6 +197,9 @@ class Guard:
             table = tables.get(int(write.oid))
             if table is None or table.names != (write.schema, write.name):
                 raise Refusal(Uncovered("the observer does not see the table", write.label, "unseen"))
+            if not table.is_readable:
+                reason = "the observer may not read all of it; sqlwall provision helps"
+                raise Refusal(Uncovered(reason, write.label, "privilege"))
             may_read, is_filtered, isolation, oldest = rights[write.oid.encode()]
             asking = queries.Direct(table.schema, table.name, table.columns, xid)
             if (may_read, is_filtered) != (b"true", b"false"):

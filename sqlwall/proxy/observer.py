@@ -41,7 +41,8 @@ class Identity:
 class Table:
     """What must be known of a table before its rows are read.
 
-    `size` is in bytes, without indexes and TOAST; `rows` is the server's estimate, -1 if it has none.
+    `size` is in bytes, without indexes and TOAST; `rows` is the server's estimate, -1 if it has none. `is_readable`
+    says that the observer may read every row of it.
     """
 
     oid: int
@@ -52,6 +53,7 @@ class Table:
     rows: float
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    is_readable: bool
 
     @property
     def names(self) -> tuple[str, str]:
@@ -96,14 +98,14 @@ class Observer:
     async def tables(self, oids: Sequence[int]) -> dict[int, Table]:
         """What there is to know of these tables, by object id."""
         found: dict[int, Table] = {}
-        for oid, schema, name, kind, size, rows, columns, key in await self.fetch(
+        for oid, schema, name, kind, size, rows, columns, key, is_readable in await self.fetch(
             queries.RELATIONS, (list(oids),)
         ):
             listed = tuple(
                 Column(column, kind_of, int(number), generated, identity)
                 for column, kind_of, number, generated, identity in columns or ()
             )
-            found[oid] = Table(oid, schema, name, kind, size, rows, listed, tuple(key or ()))
+            found[oid] = Table(oid, schema, name, kind, size, rows, listed, tuple(key or ()), is_readable)
         return found
 
     async def foreign_keys(self, oids: Sequence[int]) -> list[ForeignKey]:

@@ -405,10 +405,10 @@ class Worker:
 
 
 def _keeper(config: Config, engine: Engine, tasks: TaskSet, counters: Counters) -> Keeper | None:
-    """What takes snapshots; None where no observer is configured: then no write that needs one is let through."""
-    if not config.observer.host:
+    """What takes snapshots; None where the configuration wants none: then no write that needs one is let through."""
+    if not config.snapshots.url:
         return None
-    settings = UpstreamSettings.of(config.observer, config.timeouts.upstream_connect)
+    settings = UpstreamSettings.of(config.observing, config.timeouts.upstream_connect)
     kept = config.snapshots
     snapshots = Snapshots(engine, kept.url, read_key(kept.key.reveal()), lock_seconds=kept.lock)
     return Keeper(Observers(settings.conninfo), snapshots, CaptureTexts(), tasks, counters)

@@ -36,7 +36,8 @@ SELECT c.oid::pg_catalog.int8, n.nspname::text, c.relname::text, c.relkind::text
     FROM pg_catalog.pg_constraint p, LATERAL pg_catalog.unnest(p.conkey) WITH ORDINALITY AS k (number, place),
       pg_catalog.pg_attribute a
     WHERE p.conrelid OPERATOR(pg_catalog.=) c.oid AND p.contype::text OPERATOR(pg_catalog.=) 'p'
-      AND a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.=) k.number)
+      AND a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.=) k.number),
+  pg_catalog.has_table_privilege(c.oid, 'SELECT') AND NOT pg_catalog.row_security_active(c.oid)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 WHERE c.oid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.oid[])
 """

@@ -226,6 +226,7 @@ def running_wall(
         "upstream": database.dsn(APP, APP_PASSWORD),
         "store.url": url,
         "ruleset": "given" if texts else ruleset,
+        "snapshots.url": "",
         **{name.replace("__", "."): value for name, value in settings.items()},
     }
     loop = uvloop.new_event_loop()
