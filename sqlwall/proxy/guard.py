@@ -10,6 +10,7 @@ before-image.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ SCAN_LIMIT = 1 << 30
 #: Blocks at the end of a table where inserted rows are looked for before the whole is.
 TAIL = 64
 BLOCK = 8192
+#: A share of nothing at all means this: counting has an end.
+LEAST_SHARE = 0.001
 #: Isolation levels in which each statement has a snapshot of its own.
 _FRESH = frozenset({b"read committed", b"read uncommitted"})
 #: Texts whose capture is remembered.
@@ -170,7 +173,9 @@ class Guard:
                 _check_limits(found, limits, is_single=len(self._statements) == 1)
                 if not found:
                     return None
-                manifest = await self._write(xid, found, observer, ruleset)
+                if limits.share is not None:
+                    await _check_share(found, observer, limits.share)
+                manifest = await self._write(xid, found, observer, ruleset, limits.bytes)
         except Refusal as refusal:
             counters.snapshot_taken(f"refused: {refusal.uncovered.kind}")
             return refusal.uncovered
@@ -349,13 +354,16 @@ class Guard:
 
     # -- the snapshot
 
-    async def _write(self, xid: int, found: Sequence[Evidence], observer: Observer, ruleset: str) -> Manifest:
+    async def _write(
+        self, xid: int, found: Sequence[Evidence], observer: Observer, ruleset: str, limit: int | None
+    ) -> Manifest:
         identifier = new_ulid()
         writer = self._keeper.snapshots.writer(identifier)
-        pages = Pages(writer, self._keeper.counters)
+        pages = Pages(writer, self._keeper.counters, limit)
         try:
             changes: list[Change] = []
             for evidence in found:
+                pages.label = evidence.write.label
                 before = await self._store_before(evidence, observer, pages)
                 after = await self._store_after(evidence, pages)
                 changes.append(_change(evidence, before, after))
@@ -432,11 +440,16 @@ class Guard:
 
 
 class Pages:
-    """Images on their way to the snapshot, some at a time: its writer blocks and therefore works in a thread."""
+    """Images on their way to the snapshot, some at a time: its writer blocks and therefore works in a thread.
 
-    def __init__(self, writer: SnapshotWriter, counters: Counters) -> None:
+    `limit` bounds their bytes in all, as COPY text; `label` is the table whose rows come.
+    """
+
+    def __init__(self, writer: SnapshotWriter, counters: Counters, limit: int | None) -> None:
+        self.label = ""
         self._writer = writer
         self._counters = counters
+        self._left = limit
         self._lines: list[bytes] = []
         self._bytes = 0
 
@@ -446,6 +459,12 @@ class Pages:
 
     async def add(self, line: bytes) -> None:
         """One more row of it."""
+        if self._left is not None:
+            self._left -= len(line)
+            if self._left < 0:
+                raise Refusal(
+                    Uncovered("the changed rows have more bytes than the rule allows", self.label, "limit")
+                )
         self._lines.append(line)
         self._bytes += len(line)
         self._counters.snapshot_rows += 1
@@ -509,8 +528,20 @@ def _check_limits(found: Sequence[Evidence], limits: Limits, *, is_single: bool)
     if total > limit:
         names = ", ".join(evidence.write.label for evidence in found)
         raise Refusal(Uncovered(f"the transaction changed {total} rows, more than {limit}", names, "limit"))
+
+
+async def _check_share(found: Sequence[Evidence], observer: Observer, share: float) -> None:
+    """No more than this share of any table's rows; a single row is always within it.
+
+    Counts no further than it takes to know, so that a large table costs no more than the rows that were changed.
+    """
     for evidence in found:
-        rows = evidence.table.rows
-        if limits.share is not None and len(evidence.gone) > max(1, limits.share * rows):
-            what = f"{len(evidence.gone)} rows are more than {limits.share:.0%} of the table"
+        gone = len(evidence.gone)
+        if gone < 2:
+            continue
+        enough = math.ceil(gone / max(share, LEAST_SHARE))
+        table = evidence.table
+        ((rows,),) = await observer.fetch(queries.count_rows(table.schema, table.name, enough))
+        if rows < enough:
+            what = f"{gone} of {rows} rows are more than {share:.0%} of the table"
             raise Refusal(Uncovered(what, evidence.write.label, "limit"))

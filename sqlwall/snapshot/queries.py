@@ -92,6 +92,14 @@ def observe_rows(schema: str, name: str, columns: Sequence[Column], tids: Iterab
     )
 
 
+def count_rows(schema: str, name: str, most: int) -> str:
+    """How many rows a table has, counted up to `most`."""
+    return (
+        "SELECT pg_catalog.count(*)::pg_catalog.int8 FROM"
+        f" (SELECT FROM ONLY {qualify(schema, name)} LIMIT {int(most)}) AS counted"
+    )
+
+
 def observe_again(schema: str, name: str, tids: Iterable[Tid]) -> str:
     """Addresses and xmin of the rows that are still there."""
     return (

@@ -59,6 +59,7 @@ INSERT INTO "Weird Name" VALUES (1, 'x'), (2, 'y');
 CREATE TABLE types (id int PRIMARY KEY, d timestamptz, i interval, f float8, j json, b bytea, a text[], m money, r regclass);
 INSERT INTO types VALUES (1, '2026-01-31 12:00+02', '1 mon -3 days', 0.1::float8 + 0.2, '{"b":1,  "a":2}', '\\x00ff', '{a,NULL,"b c"}',
     '12.34', 'parent'), (2, 'infinity', '00:00:01', 'NaN', 'null', '', '{}', '-0.01', 'pg_class');
+INSERT INTO types (id) SELECT g FROM generate_series(3, 6) g;
 CREATE TABLE grown (id int PRIMARY KEY, base int);
 CREATE TABLE sprout (leaf text) INHERITS (grown);
 INSERT INTO grown VALUES (1, 1);

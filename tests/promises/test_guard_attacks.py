@@ -7,14 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.snapshot import provision
 from sqlwall.store.snapshots import SnapshotState
-from tests.e2e.wall import APP
+from tests.e2e.wall import APP, OpenWall
+from tests.postgres import Database
 from tests.promises.guarded import OBSERVER, Guarded, database_template, guarded, observer
 
 __all__ = ["database_template", "guarded", "observer"]
@@ -271,3 +274,51 @@ def test_a_loop_of_single_rows_meets_the_limit_of_the_transaction(guarded: Guard
             agent.execute("COMMIT")
         assert agent.execute("SELECT 1").fetchone() == (1,)
     assert guarded.bags() == before
+
+
+def test_a_write_of_most_of_a_table_is_refused_whatever_its_words(guarded: Guarded) -> None:
+    before = guarded.bags()
+    with guarded.wall.connect() as agent:
+        for statement in (
+            "UPDATE parent SET name = 'x' WHERE id + 1 > id",
+            "DELETE FROM heap WHERE length(v) < 100",
+            "DELETE FROM parted WHERE part = 1",
+            "UPDATE parent SET name = 'x' WHERE id < 12",
+        ):
+            with pytest.raises(
+                psycopg.errors.InsufficientPrivilege, match="rows are more than 50% of the table"
+            ):
+                agent.execute(statement.encode())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="18 of 20 rows"), agent.transaction():
+            for number in range(1, 19):
+                agent.execute("UPDATE parent SET name = 'x' WHERE id = %s", (number,))
+    assert guarded.bags() == before
+
+
+def test_half_of_a_table_and_its_only_row_may_be_written(guarded: Guarded) -> None:
+    with guarded.wall.connect() as agent:
+        assert agent.execute("UPDATE parent SET name = 'x' WHERE id < 11").rowcount == 10
+        assert agent.execute("UPDATE counted SET touched = 5 WHERE id = 1").rowcount == 1
+
+
+def test_bytes_of_changed_rows_are_bounded(
+    open_wall: OpenWall, database: Database, observer: tuple[str, str], tmp_path: Path
+) -> None:
+    text, _ = find_ruleset("agent-safe")
+    folder = tmp_path / "snapshots"
+    bounded = Guarded(
+        open_wall(
+            text.replace("share: 50%}", "bytes: 10KiB}", 1),
+            observer__dsn=database.dsn(*observer),
+            snapshots__url=str(folder),
+        ),
+        folder,
+    )
+    before = bounded.bags()
+    with bounded.wall.connect() as agent:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="more bytes than the rule allows"):
+            agent.execute("UPDATE parent SET name = repeat('x', 6000) WHERE id < 3")
+        assert bounded.bags() == before
+        agent.execute("UPDATE parent SET name = repeat('x', 6000) WHERE id = 1")
+    assert bounded.snapshots.list()
+    assert len(list(folder.iterdir())) == 1
