@@ -10,7 +10,7 @@ Blocking: it is for a command or a thread of its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +32,11 @@ from sqlwall.store.stamp import format_time, new_ulid, utc_now
 LOCK_TIMEOUT: Final = 5000
 #: Bytes of images that gather before they are written.
 PAGE: Final = 1 << 20
+
+#: Checks, domains, generated columns and indexes may call functions that name others without a schema. They run where
+#: rows are written, and only there names are looked up beyond PostgreSQL's own.
+WIDE_PATH: Final = "SET LOCAL search_path = pg_catalog, public"
+EXACT_PATH: Final = f"SET LOCAL search_path = {EXACT_SETTINGS['search_path']}"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Progress = Callable[[str], None]
@@ -176,6 +181,8 @@ class Undoer:
         return reader
 
     def _in_transaction(self, readers: Sequence[SnapshotReader], *, actor: str, dry_run: bool) -> Outcome:
+        # Counters of the session's earlier transactions are still there (MECHANICS, section 1).
+        earlier = {oid: counts for oid, _, *counts in self._rows(undo.WRITTEN)}
         steps = self._steps(readers)
         restores = list({restore.oid: restore for step in steps for _, restore in step.changes}.values())
         self._enter_mode(restores)
@@ -187,7 +194,7 @@ class Undoer:
             self._progress(f"undoing {step.id}")
             restored += self._take_back(step)
         self._check(restores, references, steps)
-        self._check_written(restores, restored, steps)
+        self._check_written(restores, restored, steps, earlier)
         if dry_run:
             return Outcome(tuple(restored), (), ())
         return Outcome(tuple(restored), (), self._commit(steps, actor))
@@ -282,6 +289,7 @@ class Undoer:
     def _load(self, step: _Step) -> None:
         """Bring the images into the database."""
         self._progress(f"reading {step.id}")
+        self._do(WIDE_PATH)
         for change, restore in step.changes:
             for kind, part in (("after", change.after), ("before", change.before)):
                 self._do(restore.begin_step(kind, step.number))
@@ -294,6 +302,7 @@ class Undoer:
                     for data in step.reader.copy(part):
                         rows.write(data)
                 self._do(restore.analyze(kind))
+        self._do(EXACT_PATH)
 
     def _take_back(self, step: _Step) -> list[Restored]:
         """The rows of one snapshot: compare all, then take away, then put back, then compare again."""
@@ -306,9 +315,11 @@ class Undoer:
         for change, restore in step.changes:
             if change.after.rows and self._do(restore.remove(step.number)) != change.after.rows:
                 raise _Conflicts([Conflict(step.id, change.label, ConflictKind.MOVING)])
+        self._do(WIDE_PATH)
         for change, restore in step.changes:
             if change.before.rows:
                 self._do(restore.put_back(step.number))
+        self._do(EXACT_PATH)
         for change, restore in step.changes:
             conflicts += [
                 Conflict(
@@ -382,7 +393,11 @@ class Undoer:
             raise _Conflicts(conflicts)
 
     def _check_written(
-        self, restores: Sequence[Restore], restored: Sequence[Restored], steps: Sequence[_Step]
+        self,
+        restores: Sequence[Restore],
+        restored: Sequence[Restored],
+        steps: Sequence[_Step],
+        earlier: Mapping[int, Sequence[int]],
     ) -> None:
         """The server's own counts of this transaction: nothing but these rows was written."""
         labels = {restore.oid: restore.label for restore in restores}
@@ -393,11 +408,12 @@ class Undoer:
             )
             for oid, label in ((change.oid, change.label) for step in steps for change, _ in step.changes)
         }
-        conflicts = [
-            Conflict("", labels.get(oid, name), ConflictKind.SIDE_EFFECT)
-            for oid, name, inserted, updated, deleted in self._rows(undo.WRITTEN)
-            if updated or expected.get(oid) != (inserted, deleted)
-        ]
+        conflicts: list[Conflict] = []
+        for oid, name, *counts in self._rows(undo.WRITTEN):
+            before = earlier.get(oid, (0, 0, 0))
+            inserted, updated, deleted = (now - then for now, then in zip(counts, before, strict=True))
+            if updated or expected.get(oid, (0, 0)) != (inserted, deleted):
+                conflicts.append(Conflict("", labels.get(oid, name), ConflictKind.SIDE_EFFECT))
         if conflicts:
             raise _Conflicts(conflicts)
 

@@ -298,3 +298,26 @@ def test_rehearsal_reads_every_row_back_to_the_byte(guarded: Guarded) -> None:
     for record in guarded.snapshots.list():
         assert guarded.rehearse(record.id) == []
     assert guarded.bags() == state
+
+
+def test_functions_of_a_table_find_what_they_name_without_a_schema(guarded: Guarded) -> None:
+    """Those of checks, domains, generated columns and indexes run while undo writes."""
+    person(
+        guarded,
+        "CREATE FUNCTION helper(v int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN v; END'",
+        "CREATE FUNCTION fine(v int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN helper(v); END'",
+        "CREATE DOMAIN small AS int CHECK (fine(VALUE) < 100)",
+        "CREATE TABLE checked (id int PRIMARY KEY, v int CHECK (fine(v) > 0), s small,"
+        " g int GENERATED ALWAYS AS (fine(id)) STORED)",
+        "CREATE INDEX ON checked (fine(v))",
+        "INSERT INTO checked (id, v, s) SELECT g, g, g FROM generate_series(1, 9) g",
+        "GRANT ALL ON checked TO PUBLIC",
+    )
+    before = guarded.bags()
+    run(guarded, "UPDATE checked SET v = 7, s = 8 WHERE id < 3", "DELETE FROM checked WHERE id = 9")
+    after = guarded.bags()
+    outcome = guarded.undo()
+    assert outcome.conflicts == ()
+    assert guarded.bags() == before
+    assert guarded.undo(*outcome.snapshots).conflicts == ()
+    assert guarded.bags() == after
