@@ -124,7 +124,7 @@ async def _admit(worker: Worker, accepted: Accepted) -> None:
         _say(pipe, client_refusal(error, accepted.parameters.get("database", "")))
     except (StoreError, SqlwallError) as error:
         logger.error("login of %s refused, closed: %s", agent.name, error)
-        _say(pipe, words.internal_failure(new_ulid()).as_fatal())
+        _say(pipe, words.login_closed(new_ulid()).as_fatal())
     finally:
         if not is_started:
             worker.release(agent.name)

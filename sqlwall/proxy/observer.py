@@ -23,6 +23,10 @@ from sqlwall.snapshot.manifest import Column
 
 #: Sessions of one worker with one database; more guarded commits wait for each other.
 SESSIONS = 4
+#: Seconds in which there must be an answer, or so many more lines of one: a server that hangs must not hold an agent's
+#: commit for ever.
+ANSWER_TIMEOUT = 60.0
+LINES = 1000
 #: An agent's transaction may hold what we want to read: TRUNCATE and ALTER do (milliseconds).
 LOCK_TIMEOUT = 5000
 
@@ -118,19 +122,32 @@ class Observer:
     async def fetch(self, sql: Query, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of one query."""
         try:
-            cursor = await self._connection.execute(sql, parameters)
-            return await cursor.fetchall()
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                cursor = await self._connection.execute(sql, parameters)
+                return await cursor.fetchall()
         except psycopg.Error as error:
             raise UpstreamError(f"observer: {_reason(error)}") from error
+        except TimeoutError as error:
+            raise UpstreamError(f"observer: no answer within {ANSWER_TIMEOUT:.0f} s") from error
 
     async def copy(self, sql: str) -> AsyncIterator[bytes]:
         """The lines of a COPY TO STDOUT."""
         try:
-            async with self._connection.cursor() as cursor, cursor.copy(sql.encode()) as rows:
+            async with (
+                asyncio.timeout(ANSWER_TIMEOUT) as timeout,
+                self._connection.cursor() as cursor,
+                cursor.copy(sql.encode()) as rows,
+            ):
+                loop, number = asyncio.get_running_loop(), 0
                 async for line in rows:
                     yield bytes(line)
+                    number += 1
+                    if number % LINES == 0:
+                        timeout.reschedule(loop.time() + ANSWER_TIMEOUT)
         except psycopg.Error as error:
             raise UpstreamError(f"observer: {_reason(error)}") from error
+        except TimeoutError as error:
+            raise UpstreamError(f"observer: no answer within {ANSWER_TIMEOUT:.0f} s") from error
 
 
 class Observers:

@@ -45,6 +45,12 @@ KEEPALIVE: Final = (60, 10, 6)
 PINNED: Final = (("client_encoding", "UTF8"),)
 
 
+#: A side connection whose server is gone without a word ends within half a minute.
+_ALIVE: Final = {
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
     """The server and our login. `context` is None where TLS is off; `host` beginning with / is a socket's folder."""
@@ -108,6 +114,7 @@ class UpstreamSettings:
             "channel_binding": self.channel_binding.value,
             "require_auth": self.require_auth or None,
             "connect_timeout": max(2, round(self.timeout)) if self.timeout else None,
+            **_ALIVE,
         }
         return make_conninfo("", **{key: str(value) for key, value in given.items() if value is not None})
 

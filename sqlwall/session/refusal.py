@@ -108,6 +108,16 @@ def internal_failure(event: str) -> Refusal:
     )
 
 
+def login_closed(event: str) -> Refusal:
+    """Something that a session needs is not to be had."""
+    return Refusal(
+        sqlstate.SYSTEM_ERROR,
+        "sqlwall refused the login [closed]: an internal failure. Retry later.",
+        f"rule=closed retryable=true event={event}",
+        rule="closed",
+    )
+
+
 def rolled_back(event: str) -> Refusal:
     """Something of ours broke while a transaction was open; it was rolled back."""
     return Refusal(
@@ -147,7 +157,16 @@ def ending(state: str, message: str) -> Refusal:
 
 
 def unparsable(fault: Unparsable) -> Refusal:
-    """What PostgreSQL itself says of such a text."""
+    """What PostgreSQL itself says of such a text, or why we cannot read it now or ever."""
+    if fault.sqlstate in (sqlstate.STATEMENT_TOO_COMPLEX, sqlstate.CONFIGURATION_LIMIT_EXCEEDED):
+        is_full = fault.sqlstate == sqlstate.CONFIGURATION_LIMIT_EXCEEDED
+        then = "Nothing was executed. Retry later." if is_full else _NOTHING
+        return Refusal(
+            fault.sqlstate,
+            f"sqlwall refused the statement [parser]: {fault.message}. {then}",
+            f"rule=parser retryable={str(is_full).lower()}",
+            rule="parser",
+        )
     return Refusal(fault.sqlstate or sqlstate.SYNTAX_ERROR, fault.message, position=fault.position)
 
 

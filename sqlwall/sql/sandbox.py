@@ -66,7 +66,7 @@ class ParserSandbox:
     async def analyze(self, text: bytes) -> Facts:
         """Facts about the text; Unparsable 54001 if the child is late or dies, 53400 if too many texts wait."""
         if self._waiting >= self._queue_limit:
-            return Unparsable("53400", "too many large statements are being parsed; try again later")
+            return Unparsable("53400", "too many large statements are being parsed")
         self._waiting += 1
         self.requests += 1
         try:

@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote
 import sqlalchemy as sa
 from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, Engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sqlwall.errors import ConfigError, StoreError
 from sqlwall.store import migrations
@@ -31,7 +31,10 @@ PATIENCE: Final = 5
 #: Serialises upgrades on PostgreSQL. Any number, but always the same one ("sqlwall" in ASCII).
 _UPGRADE_LOCK: Final = 0x73716C77616C6C
 _READ_OPTION: Final = "sqlwall_read"
-_READ_ONLY_PREFIX: Final = "file:"
+_URI_PREFIX: Final = "file:"
+#: Where a pooled connection remembers which files it has open, and what follows the store's name in theirs.
+_FILES: Final = "sqlwall_files"
+_FILE_ENDS: Final = ("", "-wal", "-shm")
 
 #: Primary result codes, https://www.sqlite.org/rescode.html
 _SQLITE_WORDS: Final = {
@@ -80,7 +83,7 @@ def describe(engine: Engine) -> str:
     url = engine.url
     if url.get_backend_name() == "sqlite":
         path = url.database or ""
-        return unquote(path.removeprefix(_READ_ONLY_PREFIX)) if path.startswith(_READ_ONLY_PREFIX) else path
+        return unquote(path.removeprefix(_URI_PREFIX)) if path.startswith(_URI_PREFIX) else path
     port = f":{url.port}" if url.port else ""
     return f"postgresql://{url.host or 'local'}{port}/{url.database or ''}"
 
@@ -164,11 +167,16 @@ def _sqlite_engine(url: URL, read_only: bool) -> Engine:
     if read_only:
         if not path.is_file():
             raise StoreError(f"store {path}: there is no such file")
-        url = url.set(database=_READ_ONLY_PREFIX + quote(url.database), query={"mode": "ro", "uri": "true"})
     else:
         _create_private(path)
+    # Never SQLite's own way of making a file: a store that is gone must not come back empty.
+    url = url.set(
+        database=_URI_PREFIX + quote(url.database), query={"mode": "ro" if read_only else "rw", "uri": "true"}
+    )
     engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": PATIENCE})
     event.listen(engine, "connect", _set_up_sqlite_reader if read_only else _set_up_sqlite)
+    if not read_only:
+        event.listen(engine, "checkout", _check_files)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -199,6 +207,29 @@ def _set_up_sqlite(connection: sqlite3.Connection, record: ConnectionPoolEntry) 
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA journal_size_limit=67108864")
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log, and makes it
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    record.info[_FILES] = path, _find_files(path)
+
+
+def _check_files(_connection: object, record: ConnectionPoolEntry, _proxied: PoolProxiedConnection) -> None:
+    """SQLite goes on writing to files that were renamed or removed, where nobody would find it again.
+
+    The pool opens another connection instead of one of which this is true.
+    """
+    path, files = record.info[_FILES]
+    if files is None or _find_files(path) != files:
+        raise DisconnectionError("the files are not those that were opened")
+
+
+def _find_files(path: str) -> tuple[tuple[int, int], ...] | None:
+    """Which files the store's names mean now, by device and inode; None if one of them is not there."""
+    try:
+        # A Path would cost more than the call, and this is on the way of every record.
+        found = [os.stat(path + end) for end in _FILE_ENDS]  # noqa: PTH116
+    except OSError:
+        return None
+    return tuple((one.st_dev, one.st_ino) for one in found)
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
