@@ -193,7 +193,7 @@ def test_a_parser_that_has_too_much_to_do_turns_texts_away(guarded: Guarded) -> 
                 late.execute(large(LARGE_WRITE))
         assert [answer.result(20) for answer in answers] == [(20,)] * 8
         unchanged(guarded, before)
-        late.execute(large(LARGE_WRITE, 1))
+        late.execute(large(LARGE_WRITE))
     assert metric(guarded, "sqlwall_parser_deaths_total") == 0
 
 
