@@ -2,7 +2,8 @@
 
 Which modules is said in pyproject.toml. SQLWALL_COMPILE=1 insists (a wheel that cannot be compiled is an error, and an
 editable install is compiled beside its sources), 0 forbids. Without it a wheel is compiled where a C compiler and mypyc
-are at hand, and an editable install never is, since an edit would change nothing until the next build.
+are at hand, and an editable install never is, since an edit would change nothing until the next build. pip shows a
+build's warnings only with -v; `sqlwall --version` says what runs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib.machinery import EXTENSION_SUFFIXES
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ class CompileHook(BuildHookInterface[Any]):
 
     def dependencies(self) -> list[str]:
         """What an isolated build has to install first: nothing, where nothing will be compiled."""
-        return TOOLCHAIN if _choice() is not False and _has_compiler() else []
+        choice = _choice()
+        if choice is None and _is_asked_for_editable():
+            return []
+        return TOOLCHAIN if choice is not False and _has_compiler() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, or say why not."""
@@ -54,18 +58,20 @@ class CompileHook(BuildHookInterface[Any]):
             return
         # Removed once the hook is, which is after the wheel has been written.
         self._folder = tempfile.TemporaryDirectory(prefix="sqlwall-build-")
-        built = Path(self.root) if is_editable else Path(self._folder.name, "lib")
+        built = Path(self._folder.name, "lib")
         if not _compile(Path(self.root), sources, built, Path(self._folder.name, "c")):
             if choice:
                 raise RuntimeError("SQLWALL_COMPILE=1, but compiling failed; the reason stands above")
             self.app.display_warning("not compiled: compiling failed; the reason stands above")
             return
-        if not is_editable:
-            build_data["force_include"].update(
-                {str(path): str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()}
-            )
-            build_data["pure_python"] = False
-            build_data["infer_tag"] = True
+        files = {path: path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+        if is_editable:
+            for path, inside in files.items():
+                shutil.copy(path, Path(self.root, inside))
+            return
+        build_data["force_include"].update({str(path): str(inside) for path, inside in files.items()})
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
 
 
 def _choice() -> bool | None:
@@ -74,6 +80,12 @@ def _choice() -> bool | None:
     if text not in ("", "0", "1"):
         raise ValueError(f"SQLWALL_COMPILE is 0, 1 or not set, not {text!r}")
     return bool(int(text)) if text else None
+
+
+def _is_asked_for_editable() -> bool:
+    """Whether it is an editable install's requirements that are asked for. Hatchling calls the hook alike for both."""
+    names = (frame.f_code.co_name for frame, _ in traceback.walk_stack(None))
+    return "get_requires_for_build_editable" in names
 
 
 def _has_compiler() -> bool:
@@ -92,16 +104,13 @@ def _obstacle() -> str | None:
     return None
 
 
-def _extensions(root: Path, sources: list[Path]) -> list[Path]:
-    """Where the extension modules of an editable install are, if it has any."""
-    stems = [root / LIBRARY, *(source.with_suffix("") for source in sources)]
-    return [stem.with_name(stem.name + suffix) for stem in stems for suffix in EXTENSION_SUFFIXES]
-
-
 def _remove_extensions(root: Path, sources: list[Path]) -> None:
-    """Those of an earlier editable install would hide what has been edited since."""
-    for path in _extensions(root, sources):
-        path.unlink(missing_ok=True)
+    """Those of an earlier editable install would hide what has been edited since, whatever Python they are for."""
+    for folder in {source.parent for source in sources}:
+        for path in [*folder.glob("*.so"), *folder.glob("*.pyd")]:
+            path.unlink()
+    for path in [*root.glob(f"{LIBRARY}.*.so"), *root.glob(f"{LIBRARY}.*.pyd")]:
+        path.unlink()
 
 
 def _compile(root: Path, sources: list[Path], built: Path, scratch: Path) -> bool:
@@ -121,12 +130,16 @@ def _compile_here(built: str, scratch: str, names: list[str]) -> None:
     # does not depend on which of them the build environment has.
     options = ["--config-file=", "--no-site-packages", "--ignore-missing-imports", "--follow-imports=silent"]
     extensions = mypycify(
-        [*options, *names],
+        [*options, f"--cache-dir={Path(scratch, 'cache')}", *names],
         opt_level="3",
         debug_level="0",
         target_dir=scratch,
         group_name=LIBRARY.removesuffix("__mypyc"),
     )
+    if sys.platform != "win32":
+        for extension in extensions:
+            # mypyc makes warnings errors; what another compiler suspects in generated code is no reason to do without.
+            extension.extra_compile_args.append("-Wno-error")
     command = Distribution({"name": "sqlwall", "ext_modules": extensions}).get_command_obj("build_ext")
     command.build_lib = built
     command.build_temp = scratch

@@ -188,6 +188,7 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
         policy = worker.new_policy(identity, search_path, catalog, is_standby=standby)
         policy.refresh()
         _judge_search_path(policy, accepted)
+        _check_alive(accepted, upstream)
     except BaseException:
         worker.release_catalog(catalog)
         raise
@@ -199,6 +200,12 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
     worker.register(connection, upstream, key, catalog)
     recorder.note(AuditKind.LOGIN, reason=f"ruleset {ruleset.name}")
     _hand_over(accepted, upstream, connection, _greeting(upstream.parameter_status, key, is_enforced=True))
+
+
+def _check_alive(accepted: Accepted, upstream: Upstream) -> None:
+    """Nobody may have left while we were asking: a session that never runs would never end. Raises ConnectionError."""
+    if accepted.pipe.transport.is_closing() or upstream.pipe.transport.is_closing():
+        raise ConnectionResetError("the connection was lost during the login")
 
 
 def _judge_search_path(policy: SessionPolicy, accepted: Accepted) -> None:
@@ -230,6 +237,12 @@ async def _start_relay(
         policy.refresh()
     except SqlwallError as error:
         logger.warning("session of %s is not judged: %s", identity.agent, error)
+    try:
+        _check_alive(accepted, upstream)
+    except ConnectionError:
+        if catalog is not None:
+            worker.release_catalog(catalog)
+        raise
     relay = Relay(worker, policy, recorder, lambda: worker.ruleset_of(identity.agent))
     worker.register(relay, upstream, key, catalog)
     recorder.note(AuditKind.LOGIN, reason="not enforced")
@@ -270,5 +283,7 @@ def new_cancel_key(protocol: tuple[int, int], process_id: int) -> CancelKey:
 
 def peer_of(pipe: Pipe) -> str:
     """Where the client is: address and port, or the socket's path."""
+    if pipe.transport.is_closing():
+        return "gone"  # so is its address
     found = pipe.transport.get_extra_info("peername")
     return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else str(found or "local")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -32,10 +32,12 @@ class Suite:
     """One client's suite.
 
     `fetch` gets what it needs into a folder (network allowed, done once); `run` runs it against a target with that
-    folder as the working place, and writes its whole output to the log.
+    folder as the working place, and writes its whole output to the log. `inherent` names tests that cannot come out
+    alike, with the reason: they are run and shown, and do not count as a difference.
     """
 
     name: str
     about: str
     fetch: Callable[[Path], None]
     run: Callable[[Target, Path, Path], Outcome]
+    inherent: Mapping[str, str] = field(default_factory=dict)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +15,12 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 from psycopg import pq, sql
+from psycopg.pq import PGconn, PollingStatus
 
 from sqlwall.wire import frontend
 from tests.e2e.wall import APP, WAIVED, OpenWall, RunningWall, waiving
 from tests.e2e.wire import FLUSH, SYNC, RawClient, codes, errors, rows, run, states, status
+from tests.proxy.test_supervisor import eventually
 
 IDLE, FAILED = pq.TransactionStatus.IDLE, pq.TransactionStatus.INERROR
 CLOSED = "58000"
@@ -294,3 +300,35 @@ def test_a_wall_that_stops_rolls_back_what_is_open(open_wall: OpenWall) -> None:
             client.execute("COMMIT")
     with wall.database.connect() as direct:
         assert direct.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+
+
+@pytest.mark.parametrize("ruleset", ["agent-safe", "observe"])
+def test_a_client_that_is_gone_before_its_login_ends_leaves_nothing(
+    open_wall: OpenWall, ruleset: str
+) -> None:
+    wall = open_wall(ruleset)
+    wall.connect().close()
+    for number in range(60):
+        reset_in_login(wall.dsn(), number / 2000)
+    eventually(lambda: not server_sessions(wall))
+    eventually(lambda: wall.run(open_sessions(wall)) == 0)
+
+
+async def open_sessions(wall: RunningWall) -> int:
+    return len(wall.wall.worker._connections)
+
+
+def reset_in_login(dsn: str, seconds: float) -> None:
+    """Begin a login, and break it off after so long."""
+    pgconn = PGconn.connect_start(dsn.encode())
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends and pgconn.connect_poll() in (PollingStatus.READING, PollingStatus.WRITING):
+        select.select([pgconn.socket], [], [], max(0, min(0.001, ends - time.monotonic())))
+    with socket.socket(fileno=os.dup(pgconn.socket)) as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # The last descriptor of the socket closes it: libpq's own farewell would be another end.
+    descriptor = pgconn.socket
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)
+    pgconn.finish()
