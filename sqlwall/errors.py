@@ -22,12 +22,14 @@ class ProtocolError(SqlwallError):
     """A peer sent bytes that the protocol does not allow.
 
     The wire format is PostgreSQL manual, chapter 54 (Frontend/Backend Protocol). After it the connection is closed:
-    the stream's framing can no longer be trusted.
+    the stream's framing can no longer be trusted. `is_silent` says that PostgreSQL closes it without a word: what came
+    is hardly from a client.
     """
 
-    def __init__(self, message: str, sqlstate: str = "08P01") -> None:
+    def __init__(self, message: str, sqlstate: str = "08P01", *, is_silent: bool = False) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+        self.is_silent = is_silent
 
 
 @dataclass(frozen=True, slots=True)

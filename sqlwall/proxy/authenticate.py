@@ -137,7 +137,8 @@ async def accept_client(
         pipe.write(error.refusal.to_bytes())
         raise
     except ProtocolError as error:
-        pipe.write(ending(error.sqlstate, str(error)).to_bytes())
+        if not error.is_silent:
+            pipe.write(ending(error.sqlstate, str(error)).to_bytes())
         raise
     except StoreError:
         pipe.write(

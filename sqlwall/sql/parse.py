@@ -32,7 +32,7 @@ _LONGEST_RUN: Final = _MARK * OPERATOR_RUN_LIMIT
 
 _TOO_COMPLEX: Final = "54001"
 _SYNTAX_ERROR: Final = "42601"
-_LIMITS: Final = ("stack depth", "memory exhausted", "too complex", "too deeply")
+_LIMITS: Final = ("stack depth", "memory exhausted", "out of memory", "too complex", "too deeply")
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,9 @@ def decode(value: dict[str, Any]) -> Facts:
     return tuple(_statement(item) for item in value["statements"])
 
 
-def _statement(item: dict[str, Any]) -> Statement:
+def _statement(item: Any) -> Statement:
+    if not isinstance(item, dict):
+        raise TypeError("not a statement")
     control = item.pop("control")
     return Statement(
         effects=tuple(_effect(effect) for effect in item.pop("effects")),

@@ -99,7 +99,7 @@ def _update(walk: Walk, body: Json, scope: Scope) -> None:
             Operation.UPDATE,
             relation_of(table),
             columns=_columns(body.get("targetList")),
-            bounded=boundedness(where, table.get("relname")),
+            bounded=boundedness(where, relation_of(table)),
         )
     )
     scope = with_scope(walk, body.get("withClause"), scope)
@@ -109,7 +109,7 @@ def _update(walk: Walk, body: Json, scope: Scope) -> None:
 
 def _delete(walk: Walk, body: Json, scope: Scope) -> None:
     table = body["relation"]
-    bounded = boundedness(body.get("whereClause"), table.get("relname"))
+    bounded = boundedness(body.get("whereClause"), relation_of(table))
     walk.effect(Effect(Operation.DELETE, relation_of(table), bounded=bounded))
     scope = with_scope(walk, body.get("withClause"), scope)
     if body.get("whereClause") is not None or body.get("returningClause") is not None:
@@ -128,7 +128,7 @@ def _merge(walk: Walk, body: Json, scope: Scope) -> None:
     table = body["relation"]
     target = relation_of(table)
     walk.effect(Effect(Operation.MERGE, target))
-    joined = boundedness(body.get("joinCondition"), table.get("relname"))
+    joined = boundedness(body.get("joinCondition"), target)
     for item in body.get("mergeWhenClauses") or ():
         clause = item["MergeWhenClause"]
         operation = _MERGE_COMMANDS.get(clause.get("commandType", ""))
@@ -136,7 +136,7 @@ def _merge(walk: Walk, body: Json, scope: Scope) -> None:
             continue
         bounded = Bounded.BOUNDED
         if operation is not Operation.INSERT:
-            own = boundedness(clause.get("condition"), table.get("relname"))
+            own = boundedness(clause.get("condition"), target)
             is_joined = clause.get("matchKind") == "MERGE_WHEN_MATCHED"
             bounded = joined if is_joined and own is Bounded.NO_WHERE else own
             bounded = Bounded.BOUNDED if is_joined and joined is Bounded.BOUNDED else bounded

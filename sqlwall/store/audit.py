@@ -66,7 +66,7 @@ _DOUBTS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """A batch that may be durable although its commit failed, and where the chain ends if it is."""
+    """Records that are durable if a commit that failed was made all the same, and where the chain ends then."""
 
     records: Sequence[AuditRecord]
     head: Head
@@ -107,7 +107,8 @@ class AuditWriter:
                 connection.execute(_INSERT, rows)
                 self._move_head(connection, base, head)
                 # Only from here on can the transaction have become durable without our knowing.
-                self._doubts.append(_Doubt(tuple(missing), head))
+                # All of `records` are durable then: those that are not missing were so in an earlier doubt.
+                self._doubts.append(_Doubt(tuple(records), head))
         self._head = head
         self._doubts.clear()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -141,13 +141,18 @@ class SnapshotReader:
 
     def lines(self, part: Part) -> Iterator[bytes]:
         """The same, line by line, with their ends."""
-        begun: list[bytes] = []
-        for data in self.copy(part):
-            first, *lines = data.split(b"\n")
-            begun.append(first)
-            for line in lines:
-                yield b"".join(begun) + b"\n"
-                begun = [line]
+        return cut_lines(self.copy(part))
+
+
+def cut_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """COPY text that comes in pieces, line by line, with their ends."""
+    begun: list[bytes] = []
+    for data in pieces:
+        first, *lines = data.split(b"\n")
+        begun.append(first)
+        for line in lines:
+            yield b"".join(begun) + b"\n"
+            begun = [line]
 
 
 class Snapshots:
@@ -362,7 +367,11 @@ def swapped(manifest: Manifest, **values: Any) -> Manifest:
         )
         for change in manifest.changes
     )
-    return replace(manifest, changes=changes, **values)
+    sequences = tuple(
+        replace(change, before=change.after, after=change.before) for change in manifest.sequences
+    )
+    moves = tuple(replace(move, is_removed=not move.is_removed) for move in manifest.moves)
+    return replace(manifest, **{"changes": changes, "sequences": sequences, "moves": moves, **values})
 
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -394,7 +403,7 @@ def _indexed(manifest: Manifest) -> dict[str, Any]:
         "system": manifest.system,
         "xid": manifest.xid,
         "rows": manifest.rows,
-        "relations": json.dumps([change.label for change in manifest.changes]),
+        "relations": json.dumps(manifest.relations),
         "statement": first[:STATEMENT_LENGTH],
     }
 
@@ -421,22 +430,38 @@ def _differences(record: SnapshotRecord, manifest: Manifest) -> Sequence[str]:
 
 
 def _mark(connection: Connection, undo: str) -> None:
-    """Write down what this snapshot undid. What that had undone is in force again, and so on down, in turns."""
-    is_undone, layer, seen = True, [undo], {undo}
+    """Write down what is undone now that this snapshot's transaction is committed, of all that it bears on."""
+    query = sa.select(SNAPSHOTS.c.id, SNAPSHOTS.c.undoes).where(
+        SNAPSHOTS.c.state == SnapshotState.COMMITTED.value, SNAPSHOTS.c.undoes != "[]"
+    )
+    undoes = {row.id: tuple(json.loads(row.undoes)) for row in connection.execute(query)}
+    takers = _takers(undoes)
+    reached, layer = set[str](), [undo]
     while layer:
-        below: list[str] = []
-        for one in layer:
-            found = connection.scalar(sa.select(SNAPSHOTS.c.undoes).where(SNAPSHOTS.c.id == one))
-            undone = [other for other in json.loads(found or "[]") if other not in seen]
-            connection.execute(
-                SNAPSHOTS.update()
-                .where(SNAPSHOTS.c.id.in_(undone))
-                .where(SNAPSHOTS.c.undone_by.is_(None) if is_undone else SNAPSHOTS.c.undone_by == one)
-                .values(undone_by=one if is_undone else None)
-            )
-            seen.update(undone)
-            below += undone
-        is_undone, layer = not is_undone, below
+        layer = [other for one in layer for other in undoes.get(one, ()) if other not in reached]
+        reached.update(layer)
+    for other in reached:
+        connection.execute(
+            SNAPSHOTS.update().where(SNAPSHOTS.c.id == other).values(undone_by=takers.get(other))
+        )
+
+
+def _takers(undoes: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
+    """Who took each snapshot away, given what each undo was of: an undo that is undone takes nothing away."""
+    undos_of: dict[str, list[str]] = {}
+    for undo, others in undoes.items():
+        for other in others:
+            undos_of.setdefault(other, []).append(undo)
+    in_force: dict[str, bool] = {}
+    pending = sorted(undoes, reverse=True)
+    while pending:
+        known = [undo for undo in pending if all(later in in_force for later in undos_of.get(undo, ()))]
+        if not known:
+            raise StoreError("the index of snapshots is damaged: undos of each other")
+        for undo in known:
+            in_force[undo] = not any(in_force[later] for later in undos_of.get(undo, ()))
+        pending = [undo for undo in pending if undo not in in_force]
+    return {other: undo for undo in sorted(in_force) if in_force[undo] for other in undoes[undo]}
 
 
 def _record(row: sa.Row[Any]) -> SnapshotRecord:

@@ -143,7 +143,7 @@ class StartupReader:
     def _read(self) -> StartupPacket | None:
         length = int.from_bytes(self._buffer[:4], "big")
         if length < 8 or length > MAX_STARTUP_PACKET_LENGTH + 4:
-            raise ProtocolError("invalid length of startup packet")
+            raise ProtocolError("invalid length of startup packet", is_silent=True)
         if len(self._buffer) < length:
             return None
         packet = bytes(self._buffer[4:length])
@@ -173,16 +173,16 @@ class StartupReader:
 def _require_bare(packet: bytes) -> None:
     """A request for encryption is its code and nothing else. PostgreSQL overlooks more; nobody sends more."""
     if len(packet) != 4:
-        raise ProtocolError("invalid length of startup packet")
+        raise ProtocolError("invalid length of startup packet", is_silent=True)
 
 
 def _decode_cancel_request(packet: bytes) -> CancelRequest:
     """ProcessCancelRequestPacket() in tcop/backend_startup.c."""
     if len(packet) < 8:
-        raise ProtocolError("invalid length of cancel request packet")
+        raise ProtocolError("invalid length of cancel request packet", is_silent=True)
     key = packet[8:]
     if not MIN_CANCEL_KEY_LENGTH <= len(key) <= MAX_CANCEL_KEY_LENGTH:
-        raise ProtocolError("invalid length of cancel key in cancel request packet")
+        raise ProtocolError("invalid length of cancel key in cancel request packet", is_silent=True)
     return CancelRequest(int.from_bytes(packet[4:8], "big", signed=True), key)
 
 

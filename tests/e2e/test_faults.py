@@ -332,3 +332,30 @@ def reset_in_login(dsn: str, seconds: float) -> None:
     os.dup2(nothing, descriptor)
     os.close(nothing)
     pgconn.finish()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"X\0\0\0\4",
+        b"\0\0\0\0",
+        b"\0\0\0\7abc",
+        b"GET / HTTP/1.0\r\n\r\n",
+        struct.pack("!III", 12, 80877102, 1),
+    ],
+)
+def test_what_is_no_startup_packet_gets_the_answer_that_the_server_gives(
+    wall: RunningWall, data: bytes
+) -> None:
+    server = wall.database.server
+    assert answered(wall.address, data) == answered((server.host, server.port), data) == b""
+
+
+def answered(address: tuple[str, int], data: bytes) -> bytes:
+    with socket.create_connection(address, timeout=10) as line:
+        line.sendall(data)
+        line.shutdown(socket.SHUT_WR)
+        found = b""
+        while part := line.recv(4096):
+            found += part
+    return found

@@ -446,20 +446,32 @@ async def test_direct_tls_without_a_certificate_is_just_closed() -> None:
 @pytest.mark.parametrize(
     "packet",
     [
-        b"\x00\x00\x00\x07\x00\x03\x00",
-        b"\x00\x00\x27\x15\x00\x03\x00\x00",
-        b"\xff\xff\xff\xff\x00\x03\x00\x00",
         b"\x00\x00\x00\x09\x00\x03\x00\x00\x01",
-        b"GET / HTTP/1.0\r\n\r\n",
         b"\x00\x00\x00\x08\x00\x02\x00\x00",
         startup_message([(b"user", b"x")])[:-1] + b"x",
-        b"\x00\x00\x00\x0c\x04\xd2\x16\x2e\x00\x00\x00\x01",
     ],
 )
 async def test_a_malformed_first_packet_ends_with_an_error(packet: bytes) -> None:
     async with raw(PLAIN) as (client, seen):
         client.send(packet)
         assert (await client.fatal()).sqlstate in ("08P01", "0A000")
+    assert isinstance(seen.failures[0], ProtocolError)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\x00\x00\x00\x07\x00\x03\x00",
+        b"\x00\x00\x27\x15\x00\x03\x00\x00",
+        b"\xff\xff\xff\xff\x00\x03\x00\x00",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\x00\x00\x00\x0c\x04\xd2\x16\x2e\x00\x00\x00\x01",
+    ],
+)
+async def test_what_is_hardly_from_a_client_is_closed_without_a_word(packet: bytes) -> None:
+    async with raw(PLAIN) as (client, seen):
+        client.send(packet)
+        assert await client.reader.read() == b""
     assert isinstance(seen.failures[0], ProtocolError)
 
 
