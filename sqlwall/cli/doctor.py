@@ -158,7 +158,11 @@ def doctor(
     """Log in upstream, and list what is wrong there with the SQL that closes it. Status 1 if anything is."""
     found = configuration(config, {"upstream": upstream, "store": store, "ruleset": ruleset})
     bounds = _bounds(found)
-    ailments = [*_examine_config(found, bounds), *_examine_server(found, bounds), *examine_roles(found)]
+    ailments = [
+        *_examine_config(found, bounds),
+        *_examine_server(found, bounds),
+        *examine_roles(found, [bound.ruleset for bound in bounds]),
+    ]
     if as_json:
         show_json([asdict(ailment) for ailment in ailments])
     else:

@@ -4,7 +4,7 @@ must be able to bring everything back, and neither may be what agents log in as.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 
@@ -14,7 +14,10 @@ from sqlwall.cli.ailment import Ailment, some
 from sqlwall.config import Config
 from sqlwall.config.settings import Upstream
 from sqlwall.proxy.upstream import UpstreamSettings
+from sqlwall.rules.ruleset import Ruleset
+from sqlwall.rules.verdict import Action, SnapshotPolicy
 from sqlwall.snapshot import queries, undo
+from sqlwall.sql.statement import Operation
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -36,14 +39,25 @@ WHERE c.relkind IN ('r', 'p') AND c.oid >= 16384 AND n.nspname !~ '^pg_(temp|toa
 """
 
 
-def examine_roles(config: Config) -> Iterator[Ailment]:
-    """Of the observer and the undo role, where they are configured."""
+#: Whether dropped tables have a place to go to, and the undo role the rights to bring them back from there.
+_TRASH: Final[LiteralString] = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = '_sqlwall_trash'
+    AND has_schema_privilege(%(agent)s, n.oid, 'USAGE') AND has_schema_privilege(%(agent)s, n.oid, 'CREATE')),
+  pg_has_role(%(agent)s, 'USAGE')
+FROM pg_catalog.pg_roles WHERE rolname = %(agent)s
+"""
+
+
+def examine_roles(config: Config, rulesets: Sequence[Ruleset] = ()) -> Iterator[Ailment]:
+    """Of the observer and the undo role, where they are configured; `rulesets` say what agents may do."""
     if config.observer.host:
         with _session("observer", config, config.observer) as (connection, problem):
             yield from _examine_observer(config, connection) if connection is not None else [problem]
     if config.undo.host:
         with _session("undo", config, config.undo) as (connection, problem):
             yield from _examine_undo(config, connection) if connection is not None else [problem]
+            if connection is not None and any(map(_permits_drops, rulesets)):
+                yield from _examine_trash(config, connection)
 
 
 @contextmanager
@@ -114,6 +128,24 @@ def _examine_undo(config: Config, connection: Connection) -> Iterator[Ailment]:
     if short := [name for name, may_read, may_write, _ in rights if not (may_read and may_write)]:
         yield Ailment(f"undo cannot write {some(short)}", "what agents change there cannot be brought back",
                       f"GRANT pg_read_all_data, pg_write_all_data TO {role};")  # fmt: skip
+
+
+def _permits_drops(ruleset: Ruleset) -> bool:
+    """Whether a rule lets tables be dropped so that they can be brought back."""
+    return any(
+        rule.action is not Action.DENY and rule.snapshot is SnapshotPolicy.REQUIRED
+        for rule in ruleset.by_operation[Operation.DROP]
+    )
+
+
+def _examine_trash(config: Config, connection: Connection) -> Iterator[Ailment]:
+    remedy = f"{_PROVISION} --drops --apply"
+    for has_trash, may_act in connection.execute(_TRASH, {"agent": config.upstream.user}).fetchall():
+        if not has_trash:
+            yield Ailment("dropped tables have no place to go to", "every DROP TABLE is refused", remedy)
+        if not may_act:
+            yield Ailment("undo may not act for the owner of agents' tables",
+                          "what agents drop cannot be brought back", remedy)  # fmt: skip
 
 
 def _own_role(name: str, section: Upstream, config: Config) -> Iterator[Ailment]:

@@ -46,6 +46,10 @@ def provision_(
         list[str] | None, typer.Option(help="schema whose tables agents may use; public by default")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="agents get no right to write")] = False,
+    drops: Annotated[
+        bool,
+        typer.Option("--drops", help="also a place for tables that agents drop, where a ruleset lets them"),
+    ] = False,
     apply: Annotated[
         bool,
         typer.Option("--apply", help=f"run it, as the superuser whose DSN is in {ADMIN}, in that database"),
@@ -67,7 +71,7 @@ def provision_(
     )
     if len({roles.agent, roles.observer, roles.undo}) != 3:
         raise fail("agents, observer and undo need a role each: one of them must not have another's rights")
-    plan = _plan(roles, schema or ["public"], is_read_only=read_only)
+    plan = _plan(roles, schema or ["public"], is_read_only=read_only, drops=drops)
     if not apply:
         _print(plan, as_json=as_json)
         return
@@ -91,11 +95,15 @@ class _Plan:
     database: Sequence[str]
 
 
-def _plan(roles: Roles, schemas: Sequence[str], *, is_read_only: bool) -> _Plan:
+def _plan(roles: Roles, schemas: Sequence[str], *, is_read_only: bool, drops: bool) -> _Plan:
     return _Plan(
         provision.agent(roles.agent, schemas, is_read_only=is_read_only),
         provision.roles(roles.observer, roles.undo),
-        (*provision.reach(roles.observer, roles.undo), *provision.functions(roles.observer, roles.agent)),
+        (
+            *provision.reach(roles.observer, roles.undo),
+            *provision.functions(roles.observer, roles.agent),
+            *(provision.trash(roles.undo, roles.agent) if drops else ()),
+        ),
     )
 
 

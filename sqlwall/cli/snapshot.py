@@ -24,7 +24,7 @@ from sqlwall.proxy.settle import settle_all
 from sqlwall.proxy.undo import Progress, Undoer, open_undo
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot.images import read_copy_line
-from sqlwall.snapshot.manifest import Change
+from sqlwall.snapshot.manifest import Change, Move
 from sqlwall.store.database import open_store
 from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState, read_key
 from sqlwall.store.stamp import format_time, utc_now
@@ -287,16 +287,46 @@ def prune(
     )
     with opened(config, store) as (found, snapshots):
         keep = found.snapshots.keep if age is None else age
-        removed = snapshots.prune(
-            before=utc_now() - timedelta(seconds=keep) if keep or age is not None else None,
-            max_bytes=int(found.snapshots.max_bytes if bound is None else bound),
-            dry_run=dry_run,
-        )
+        before = utc_now() - timedelta(seconds=keep) if keep or age is not None else None
+        most = int(found.snapshots.max_bytes if bound is None else bound)
+        removed = snapshots.prune(before=before, max_bytes=most, dry_run=True)
+        if not dry_run:
+            for line in empty_trash(found, snapshots, removed):
+                say_aside(line)
+            removed = snapshots.prune(before=before, max_bytes=most)
     if as_json:
         show_json([document_of(record) for record in removed])
         return
     what = "would be removed" if dry_run else "removed"
     say(f"{len(removed)} snapshots of {sum(record.size for record in removed)} bytes {what}")
+
+
+def empty_trash(config: Config, snapshots: Snapshots, removed: Sequence[SnapshotRecord]) -> Iterator[str]:
+    """Drop for good the tables that only these snapshots could bring back; what is left of them, in words."""
+    going = {record.id for record in removed}
+    staying = [record for record in snapshots.list() if record.id not in going]
+    for record in removed:
+        for move in _in_trash(snapshots, record):
+            kept = [one for one in staying if move.label in one.relations and one.database == record.database]
+            if any(other.oid == move.oid for one in kept for other in _in_trash(snapshots, one)):
+                continue
+            try:
+                with undoer(config, snapshots, record.database, say_aside) as session:
+                    session.discard(move)
+            except SqlwallError as error:
+                yield f"{move.label} stays in the trash as {move.trash}: {error}"
+
+
+def _in_trash(snapshots: Snapshots, record: SnapshotRecord) -> Sequence[Move]:
+    """The tables that a snapshot could bring back from there; none if it cannot be read."""
+    if record.state is SnapshotState.ABORTED or record.undone_by is not None:
+        return ()
+    try:
+        manifest = snapshots.open(record.id).manifest
+    except SqlwallError as error:
+        say_aside(str(error))
+        return ()
+    return [move for move in manifest.moves if move.is_removed]
 
 
 def _number(flag: str, text: str | None, read: Any) -> float | None:
@@ -356,6 +386,10 @@ def differences(reader: SnapshotReader, change: Change) -> Iterator[Difference]:
 
 def described(reader: SnapshotReader, rows: int) -> Iterator[str]:
     """The same in lines for people, at most so many rows of each table."""
+    for move in reader.manifest.moves:
+        yield f"{move.label}: {'dropped' if move.is_removed else 'brought back'}"
+    for number in reader.manifest.sequences:
+        yield f"{number.label}: at {number.before.last} → {number.after.last}"
     for change in reader.manifest.changes:
         yield f"{change.label}: {change.inserted} inserted, {change.updated} updated, {change.deleted} deleted"
         shown = 0

@@ -157,6 +157,7 @@ def _report(records: Sequence[SnapshotRecord], outcome: Outcome, *, dry_run: boo
                 "undoes": [document_of(record) for record in records],
                 "dry_run": dry_run,
                 "restored": [asdict(restored) for restored in outcome.restored],
+                "redefined": list(outcome.redefined),
                 "conflicts": [
                     {**asdict(conflict), "kind": conflict.kind.name.lower(), "message": str(conflict)}
                     for conflict in outcome.conflicts
@@ -176,5 +177,7 @@ def _report(records: Sequence[SnapshotRecord], outcome: Outcome, *, dry_run: boo
             f"{restored.relation}: {restored.put_back} rows {verb} put back, {restored.removed} taken away"
             f" ({restored.snapshot})"
         )
+    for line in outcome.redefined:
+        say(line)
     if not dry_run:
         say(f"undone; to undo this again: sqlwall undo {' '.join(outcome.snapshots)}")

@@ -8,10 +8,12 @@ can be made runs all the same, and an error that the statement would meet itself
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from sqlwall.proxy.definitions import Definitions
+from sqlwall.proxy.gate import Permission
 from sqlwall.proxy.guard import CaptureTexts, Guard
+from sqlwall.proxy.keeping import DECISIVE, TooMany, Uncovered, denied
 from sqlwall.rules.verdict import Verdict
 from sqlwall.session.internal import Answer, Internal, TypesOfStatement
 from sqlwall.session.ledger import Kind
@@ -19,7 +21,8 @@ from sqlwall.session.prepared import Prepared
 from sqlwall.session.segment import Step, needs_snapshot
 from sqlwall.snapshot.images import Tid, read_tid
 from sqlwall.sql.capture import CaptureText, NotCapturable
-from sqlwall.sql.statement import Operation
+from sqlwall.sql.removals import read_removal
+from sqlwall.sql.statement import Operation, Statement
 from sqlwall.wire import frontend
 from sqlwall.wire.backend import decode_diagnostics
 from sqlwall.wire.frames import Frame
@@ -29,19 +32,9 @@ CAPTURE_LIMIT = 20_000
 #: Portals and statements of a session of which something is remembered.
 NAMES_LIMIT = 1_000
 
-#: Errors that are the client's answer: its cancel, and what a retry may cure. Any other the statement will meet itself.
-_DECISIVE = frozenset({"57014", "57P01", "57P02", "40001", "40P01", "55P03"})
-
 _SAVEPOINT = b"SAVEPOINT _sqlwall_capture"
 _RELEASE = b"RELEASE SAVEPOINT _sqlwall_capture"
 _ROLL_BACK = b"ROLLBACK TO SAVEPOINT _sqlwall_capture"
-
-
-@dataclass(frozen=True, slots=True)
-class TooMany:
-    """The statement would change more rows than its rule allows."""
-
-    limit: int
 
 
 class Asking(Protocol):
@@ -62,9 +55,10 @@ class Asking(Protocol):
 class Capture:
     """The captures of one connection."""
 
-    def __init__(self, asking: Asking, guard: Guard, texts: CaptureTexts) -> None:
+    def __init__(self, asking: Asking, guard: Guard, texts: CaptureTexts, definitions: Definitions) -> None:
         self._asking = asking
         self._guard = guard
+        self._definitions = definitions
         self._texts = texts
         self._bound: dict[bytes, Frame] = {}
         self._types: dict[int, tuple[Prepared, tuple[int, ...]]] = {}
@@ -78,12 +72,18 @@ class Capture:
             self._bound.clear()
         self._bound[step.name] = step.frame
 
-    async def before(self, step: Step) -> TooMany | Frame | None:
-        """List what the step's statement is about to touch; a Frame is an error that is the client's answer."""
+    async def before(self, step: Step, permission: Permission) -> Verdict | TooMany | Frame | None:
+        """List what the step's statement is about to touch, or keep what it is about to remove.
+
+        A Frame is an error that is the client's answer, a Verdict the refusal of what cannot be brought back. Raises
+        SqlwallError where what is removed cannot be kept.
+        """
         verdict = next((found for found in step.verdicts if needs_snapshot(found)), None)
         if verdict is None:
             return None
         self._guard.note_statement(step.text or b"; ".join(prepared.text for prepared in step.prepared))
+        if removes(step):
+            return await self._before_removal(step, verdict, permission)
         found = self._text_of(step)
         if found is None:
             return None
@@ -103,6 +103,20 @@ class Capture:
             else:
                 bound = None
         return await self._list(capture, verdict, types, bound)
+
+    async def _before_removal(
+        self, step: Step, verdict: Verdict, permission: Permission
+    ) -> Verdict | TooMany | Frame | None:
+        """A TRUNCATE or DROP is looked at by itself: what another statement changed would be taken for its doing."""
+        statements = _statements(step)
+        if len(statements) != 1 or step.kind not in (Kind.QUERY, Kind.EXECUTE):
+            what = "it is irreversible among other statements in one text"
+            return denied(verdict, Uncovered(what, verdict.target, "irreversible"), "Send it by itself.")
+        text = step.text if step.kind == Kind.QUERY else step.prepared[0].text
+        wanted = read_removal(text, statements[0])
+        if wanted is None:
+            return denied(verdict, Uncovered("it is irreversible", verdict.target, "irreversible"))
+        return await self._definitions.before(wanted, verdict, permission)
 
     def _text_of(self, step: Step) -> tuple[Prepared | None, CaptureText] | None:
         """What is captured, if it is one statement by itself."""
@@ -144,7 +158,7 @@ class Capture:
         for answer in answers:
             if answer.error is None:
                 continue
-            if decode_diagnostics(answer.error).sqlstate in _DECISIVE:
+            if decode_diagnostics(answer.error).sqlstate in DECISIVE:
                 return answer.error
             undone = await self._asking.ask_all((new(_ROLL_BACK), new(_RELEASE)))
             return next((one.error for one in undone if one.error is not None), None)
@@ -157,3 +171,18 @@ class Capture:
         for oid, tids in found.items():
             self._guard.note_candidates(oid, tids)
         return None
+
+
+def removes(step: Step) -> bool:
+    """Whether a message runs a TRUNCATE or a DROP."""
+    return any(
+        effect.operation in (Operation.TRUNCATE, Operation.DROP)
+        for statement in _statements(step)
+        for effect in statement.effects
+    )
+
+
+def _statements(step: Step) -> tuple[Statement, ...]:
+    if step.kind == Kind.EXECUTE:
+        return tuple(one.statement for one in step.prepared if one.statement is not None)
+    return step.statements

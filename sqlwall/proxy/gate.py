@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from sqlwall.proxy.guard import Guard, ServerError, Uncovered
+from sqlwall.proxy.guard import NO_FINDINGS, Guard
+from sqlwall.proxy.keeping import Findings, ServerError, Uncovered
 from sqlwall.rules.context import Context
 from sqlwall.rules.judge import judge_witness, tightest
 from sqlwall.rules.ruleset import Ruleset
-from sqlwall.rules.verdict import NO_LIMITS, Action, SnapshotPolicy
+from sqlwall.rules.verdict import NO_LIMITS, Action, Limits, SnapshotPolicy
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import witness
 from sqlwall.snapshot.manifest import Manifest
@@ -66,11 +67,12 @@ async def examine_commit(
     holds: bool,
     rolled_back: bool,
     guard: Guard | None = None,
+    find: Callable[[], Awaitable[Findings]] | None = None,
 ) -> Outcome:
     """Ask the server what the open transaction has written, and the ruleset whether it may stay; `guard` snapshots it.
 
     `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT; `rolled_back` that a permitted
-    write in it was undone by ROLLBACK TO.
+    write in it was undone by ROLLBACK TO. `find` tells what statements that change definitions have left.
     """
     answer = await ask(witness.XID_QUERY)
     if answer.error is not None:
@@ -84,13 +86,16 @@ async def examine_commit(
     if not isinstance(state, witness.Witnesses):
         return state
     permission = Permission(ruleset, contexts, can_cover=guard is not None)
-    decision = witness.decide(baseline, state, permission.decide, rolled_back=rolled_back)
-    if isinstance(decision, witness.Refused):
-        return Refused(decision.reason, "gate", decision.relation)
-    if not decision.uncovered or guard is None:
-        return Passed(xid)
     try:
-        found = await guard.cover(int(xid), decision.uncovered, permission.limits, ruleset.digest)
+        findings = await find() if find is not None else NO_FINDINGS
+        decision = witness.decide(
+            baseline, state, permission.decide, rolled_back=rolled_back, explained=findings.explained
+        )
+        if isinstance(decision, witness.Refused):
+            return Refused(decision.reason, "gate", decision.relation)
+        if guard is None or not (decision.uncovered or findings.is_something):
+            return Passed(xid)
+        found = await guard.cover(int(xid), decision.uncovered, permission.limits, ruleset.digest, findings)
     except ServerError as error:
         return Failed(error.frame)
     if isinstance(found, Uncovered):
@@ -150,6 +155,10 @@ class Permission:
         self._can_cover = can_cover
         self.limits = NO_LIMITS
         self.notice = False
+
+    def tighten(self, limits: Limits) -> None:
+        """These limits hold too."""
+        self.limits = tightest((self.limits, limits))
 
     def decide(self, operation: Operation, schema: str, name: str) -> witness.Decision:
         """Whether the agent may do this to that relation, and whether only with a snapshot."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sqlwall.errors import SnapshotError
+from sqlwall.proxy.keeping import Emptied, Findings, Pages, Refusal, ServerError, Uncovered, lines_of
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observer import ForeignKey, Observer, Observers, Table
@@ -28,14 +29,11 @@ from sqlwall.snapshot.manifest import Change, Manifest, Part
 from sqlwall.snapshot.witness import Write
 from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
 from sqlwall.sql.statement import Statement
-from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter
+from sqlwall.store.snapshots import Snapshots, SnapshotState
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
-from sqlwall.wire.frames import Frame
 
 #: Row versions that are asked about at a time.
 BATCH = 1000
-#: Bytes of images that gather before they are written to disk.
-PAGE = 1 << 20
 #: Tables up to this size are looked at whole where a rule says nothing (bytes).
 SCAN_LIMIT = 1 << 30
 #: Blocks at the end of a table where inserted rows are looked for before the whole is.
@@ -43,6 +41,8 @@ TAIL = 64
 BLOCK = 8192
 #: A share of nothing at all means this: counting has an end.
 LEAST_SHARE = 0.001
+#: Of a transaction that did nothing to definitions.
+NO_FINDINGS = Findings()
 #: Isolation levels in which each statement has a snapshot of its own.
 _FRESH = frozenset({b"read committed", b"read uncommitted"})
 #: Texts whose capture is remembered.
@@ -52,31 +52,6 @@ STATEMENTS_LIMIT = 100
 STATEMENT_LENGTH = 4096
 
 Ask = Callable[[Sequence[bytes]], Awaitable[list[Answer]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Uncovered:
-    """A snapshot could not be shown to cover what was written: why, on what. `kind` is a short word for metrics."""
-
-    reason: str
-    target: str
-    kind: str
-
-
-class ServerError(Exception):
-    """One of our statements on the agent's session failed, perhaps by the client's own cancel: the client's answer."""
-
-    def __init__(self, frame: Frame) -> None:
-        super().__init__("the server failed a statement of ours")
-        self.frame = frame
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """Leaves the guard's depths with an answer."""
-
-    def __init__(self, uncovered: Uncovered) -> None:
-        super().__init__(uncovered.reason)
-        self.uncovered = uncovered
 
 
 class CaptureTexts:
@@ -118,8 +93,14 @@ class Evidence:
     horizon: proof.Horizon
     gone: dict[Tid, None] = field(default_factory=dict)
     came: list[Tid] = field(default_factory=list)
-    doubtful: int = 0  # rows left out, because others may have written them since
+    doubtful: dict[Tid, None] = field(default_factory=dict)  # left out: others may have written them since
     proof: proof.Proof = proof.Proof.COUNTED
+    emptied: Emptied | None = None  # by a TRUNCATE: what was there before it
+
+    @property
+    def lost(self) -> int:
+        """Committed rows that are gone."""
+        return self.emptied.before.rows if self.emptied is not None else len(self.gone)
 
     @property
     def is_explained(self) -> bool:
@@ -154,9 +135,16 @@ class Guard:
         self._candidates.setdefault(oid, {}).update(dict.fromkeys(tids))
 
     async def cover(
-        self, xid: int, writes: Sequence[Write], limits: Limits, ruleset: str
+        self,
+        xid: int,
+        writes: Sequence[Write],
+        limits: Limits,
+        ruleset: str,
+        findings: Findings = NO_FINDINGS,
     ) -> Manifest | Uncovered | None:
         """Take the snapshot of all that the open transaction has changed in these tables; None if that is nothing.
+
+        `findings` are what it did to definitions: of a table that it emptied, all rows were read before.
 
         When it returns a manifest, the snapshot is durable and in state prepared. Raises ServerError, and SqlwallError
         where observer or store cannot be used.
@@ -165,17 +153,19 @@ class Guard:
         counters = self._keeper.counters
         try:
             async with self._keeper.observers.borrow(self._labels.database) as observer:
-                found = await self._known(xid, writes, observer)
-                await self._find_gone(found, observer, limits)
+                found = await self._known(xid, writes, observer, findings)
+                await self._find_gone(
+                    [evidence for evidence in found if evidence.emptied is None], observer, limits
+                )
                 for evidence in found:
                     await self._find_came(evidence, limits)
-                found = [evidence for evidence in found if evidence.gone or evidence.came]
+                found = [evidence for evidence in found if evidence.lost or evidence.came]
                 _check_limits(found, limits, is_single=len(self._statements) == 1)
-                if not found:
+                if not found and not findings.is_something:
                     return None
                 if limits.share is not None:
                     await _check_share(found, observer, limits.share)
-                manifest = await self._write(xid, found, observer, ruleset, limits.bytes)
+                manifest = await self._write(xid, found, observer, ruleset, limits.bytes, findings)
         except Refusal as refusal:
             counters.snapshot_taken(f"refused: {refusal.uncovered.kind}")
             return refusal.uncovered
@@ -192,9 +182,15 @@ class Guard:
 
     # -- what is there
 
-    async def _known(self, xid: int, writes: Sequence[Write], observer: Observer) -> list[Evidence]:
+    async def _known(
+        self, xid: int, writes: Sequence[Write], observer: Observer, findings: Findings
+    ) -> list[Evidence]:
         """What must be known of the tables before their rows can be found."""
-        tables = await observer.tables([int(write.oid) for write in writes])
+        if not writes:
+            return []
+        emptied = findings.emptied
+        tables = await observer.tables([int(write.oid) for write in writes if write.oid not in emptied])
+        tables |= {kept.table.oid: kept.table for kept in emptied.values()}
         answer = await self._one(queries.reading_rights(write.oid for write in writes))
         rights = {row[0]: row[1:] for row in answer.rows}
         found: list[Evidence] = []
@@ -214,7 +210,7 @@ class Guard:
                     raise Refusal(Uncovered(reason, write.label, "privilege"))
                 asking = queries.Helped(table.oid, table.columns, xid)
             horizon = proof.Horizon(int(oldest or b"0"), isolation not in _FRESH)
-            found.append(Evidence(write, table, asking, horizon))
+            found.append(Evidence(write, table, asking, horizon, emptied=emptied.get(write.oid)))
         return found
 
     async def _find_gone(self, found: Sequence[Evidence], observer: Observer, limits: Limits) -> None:
@@ -237,8 +233,10 @@ class Guard:
             self._check_scan(evidence, limits, outcome.reason)
             evidence.gone.clear()
             await self._scan_gone(evidence, observer)
+            if evidence.doubtful:
+                await self._settle_doubts(evidence, observer)
             outcome = proof.prove_before(
-                evidence.write.deltas, len(evidence.gone), is_complete=True, doubtful=evidence.doubtful
+                evidence.write.deltas, len(evidence.gone), is_complete=True, doubtful=len(evidence.doubtful)
             )
             if isinstance(outcome, proof.NotCovered):
                 raise Refusal(Uncovered(outcome.reason, evidence.write.label, "not-covered"))
@@ -259,7 +257,7 @@ class Guard:
                 if is_seen or evidence.horizon.reaches(xmin):
                     evidence.gone[tid] = None
                 else:
-                    evidence.doubtful += 1
+                    evidence.doubtful[tid] = None
         return len(evidence.gone) > known
 
     async def _follow_keys(
@@ -280,13 +278,36 @@ class Guard:
                 asked.update((key, tid) for tid in new)
                 for some in batches(new, BATCH):
                     sql = queries.observe_children(child.table.names, parent.table.names, key.pairs, some)
-                    tids = [read_tid(line) async for line in _lines(observer, sql)]
+                    tids = [read_tid(line) async for line in lines_of(observer, sql)]
                     has_grown = await self._add_gone(child, tids, observer) or has_grown
 
     async def _scan_gone(self, found: Evidence, observer: Observer) -> None:
         sql = queries.observe_touched(found.table.schema, found.table.name)
-        touched = [read_tid(line) async for line in _lines(observer, sql)]
+        touched = [read_tid(line) async for line in lines_of(observer, sql)]
         await self._add_gone(found, touched, observer)
+
+    async def _settle_doubts(self, found: Evidence, observer: Observer) -> None:
+        """Rows that may be newer than the transaction's snapshot: those that others have ended or locked are none of
+        ours, and one that has a newer version for our transaction, while it still stands for others, is.
+        """
+        table = found.table
+        pid = int((await self._one(queries.PID)).rows[0][0] or b"0")
+        for tids in batches(list(found.doubtful), BATCH):
+            sql = queries.observe_ends(table.schema, table.name, tids, found.asking.xid, pid)
+            ends = [line.rpartition(b"\t") async for line in lines_of(observer, sql)]
+            listed = [_address(version)[0] for version, _, _ in ends]
+            answer = await self._one(found.asking.successors(listed))
+            newest = [read_tid(row[0] or b"") for row in answer.rows]  # in the order of what was asked
+            again = queries.observe_again(table.schema, table.name, listed)
+            standing = {line async for line in lines_of(observer, again)}
+            is_settled = set(tids) - set(listed)
+            for tid, heir, (version, _, is_foreign) in zip(listed, newest, ends, strict=True):
+                if heir != tid and version in standing:
+                    found.gone[tid] = None
+                if heir != tid or is_foreign == b"t" or version not in standing:
+                    is_settled.add(tid)
+            for tid in is_settled:
+                del found.doubtful[tid]
 
     async def _gone_of(
         self, found: Evidence, tids: Sequence[Tid], observer: Observer
@@ -294,7 +315,7 @@ class Guard:
         """The sandwich: which of these rows are there for others and gone for the agent's transaction, with xmin."""
         table = found.table
         sql = queries.observe_again(table.schema, table.name, tids)
-        before = {line async for line in _lines(observer, sql)}
+        before = {line async for line in lines_of(observer, sql)}
         if not before:
             return []
         seen = [_address(line)[0] for line in before]
@@ -304,11 +325,14 @@ class Guard:
         if not missing:
             return []
         again = queries.observe_again(table.schema, table.name, missing)
-        return [_address(line) async for line in _lines(observer, again) if line in before]
+        return [_address(line) async for line in lines_of(observer, again) if line in before]
 
     async def _find_came(self, found: Evidence, limits: Limits) -> None:
         """The rows that the transaction left in the place of others, and those that it added."""
         deltas = found.write.deltas
+        if found.emptied is not None:
+            await self._find_left(found)
+            return
         heirs: dict[Tid, None] = {}
         if deltas.updated:
             for tids in batches(list(found.gone), BATCH):
@@ -321,6 +345,17 @@ class Guard:
         if deltas.inserted:
             await self._find_added(found, heirs, limits)
         found.came = list(heirs)
+
+    async def _find_left(self, found: Evidence) -> None:
+        """What stands in a table that the transaction has emptied: all of it is its own."""
+        answer = await self._one(found.asking.own(0))
+        found.came = list(dict.fromkeys(read_tid(row[0] or b"") for row in answer.rows))
+        if len(found.came) > found.write.deltas.inserted:
+            reason = (
+                f"{len(found.came)} rows were added, but the server counted {found.write.deltas.inserted}"
+            )
+            raise Refusal(Uncovered(reason, found.write.label, "not-covered"))
+        found.proof = proof.Proof.SCANNED
 
     async def _find_added(self, found: Evidence, heirs: dict[Tid, None], limits: Limits) -> None:
         """Own rows that replace none: at the end of the table, where most go, else anywhere."""
@@ -355,7 +390,13 @@ class Guard:
     # -- the snapshot
 
     async def _write(
-        self, xid: int, found: Sequence[Evidence], observer: Observer, ruleset: str, limit: int | None
+        self,
+        xid: int,
+        found: Sequence[Evidence],
+        observer: Observer,
+        ruleset: str,
+        limit: int | None,
+        findings: Findings,
     ) -> Manifest:
         identifier = new_ulid()
         writer = self._keeper.snapshots.writer(identifier)
@@ -381,6 +422,8 @@ class Guard:
                 ruleset,
                 tuple(self._statements),
                 tuple(changes),
+                findings.sequences,
+                findings.moves,
             )
             await observer.fetch(queries.FLUSH)  # from here on nobody else is ever given this xid
             await asyncio.to_thread(writer.finish, manifest)
@@ -391,11 +434,13 @@ class Guard:
 
     async def _store_before(self, found: Evidence, observer: Observer, pages: Pages) -> Part:
         table = found.table
+        if found.emptied is not None:
+            return await pages.copy(found.emptied)
         await pages.begin()
         rows = 0
         for tids in batches(list(found.gone), BATCH):
             sql = queries.observe_rows(table.schema, table.name, table.columns, tids)
-            async for line in _lines(observer, sql):
+            async for line in lines_of(observer, sql):
                 await pages.add(line.split(b"\t", 2)[2] + b"\n" if table.columns else b"\n")
                 rows += 1
         if rows != len(found.gone):
@@ -439,69 +484,16 @@ class Guard:
         return answer
 
 
-class Pages:
-    """Images on their way to the snapshot, some at a time: its writer blocks and therefore works in a thread.
-
-    `limit` bounds their bytes in all, as COPY text; `label` is the table whose rows come.
-    """
-
-    def __init__(self, writer: SnapshotWriter, counters: Counters, limit: int | None) -> None:
-        self.label = ""
-        self._writer = writer
-        self._counters = counters
-        self._left = limit
-        self._lines: list[bytes] = []
-        self._bytes = 0
-
-    async def begin(self) -> None:
-        """The next part."""
-        self._writer.begin()
-
-    async def add(self, line: bytes) -> None:
-        """One more row of it."""
-        if self._left is not None:
-            self._left -= len(line)
-            if self._left < 0:
-                raise Refusal(
-                    Uncovered("the changed rows have more bytes than the rule allows", self.label, "limit")
-                )
-        self._lines.append(line)
-        self._bytes += len(line)
-        self._counters.snapshot_rows += 1
-        self._counters.snapshot_bytes += len(line)
-        if self._bytes >= PAGE:
-            await asyncio.to_thread(self._flush)
-
-    async def end(self) -> Part:
-        """No more rows."""
-        if not self._lines:
-            return self._writer.end()
-        return await asyncio.to_thread(self._end)
-
-    def _flush(self) -> None:
-        lines, self._lines, self._bytes = self._lines, [], 0
-        if lines:
-            self._writer.write(b"".join(lines), len(lines))
-
-    def _end(self) -> Part:
-        self._flush()
-        return self._writer.end()
-
-
 def _address(line: bytes) -> tuple[Tid, int]:
     """Address and xmin of a row version."""
     tid, _, xmin = line.partition(b"\t")
     return read_tid(tid), int(xmin)
 
 
-async def _lines(observer: Observer, sql: str) -> AsyncIterator[bytes]:
-    """Lines of COPY text without their ends."""
-    async for line in observer.copy(sql):
-        yield line.rstrip(b"\n")
-
-
 def _change(found: Evidence, before: Part, after: Part) -> Change:
     table, deltas = found.table, found.write.deltas
+    if found.emptied is not None:
+        deltas = proof.Deltas(len(found.came), 0, found.lost)
     return Change(
         table.oid,
         table.schema,
@@ -522,7 +514,7 @@ def _check_limits(found: Sequence[Evidence], limits: Limits, *, is_single: bool)
 
     A transaction of a single statement is held to that statement's limit too, so that cascades and triggers count.
     """
-    total = sum(max(len(evidence.gone), len(evidence.came)) for evidence in found)
+    total = sum(max(evidence.lost, len(evidence.came)) for evidence in found)
     bounds = [limits.transaction_rows, limits.rows if is_single else None]
     limit = min((bound for bound in bounds if bound is not None), default=total)
     if total > limit:
@@ -537,7 +529,7 @@ async def _check_share(found: Sequence[Evidence], observer: Observer, share: flo
     """
     for evidence in found:
         gone = len(evidence.gone)
-        if gone < 2:
+        if gone < 2 or evidence.emptied is not None:  # of an emptied table it was asked before
             continue
         enough = math.ceil(gone / max(share, LEAST_SHARE))
         table = evidence.table

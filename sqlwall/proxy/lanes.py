@@ -14,8 +14,10 @@ from typing import Protocol
 
 from sqlwall.errors import SqlwallError, StoreError
 from sqlwall.proxy import gate
-from sqlwall.proxy.capture import Capture, TooMany
+from sqlwall.proxy.capture import Capture, removes
+from sqlwall.proxy.definitions import Definitions
 from sqlwall.proxy.guard import Guard, Keeper
+from sqlwall.proxy.keeping import TooMany
 from sqlwall.proxy.policy import SessionPolicy
 from sqlwall.proxy.record import Recorder
 from sqlwall.session import refusal as words
@@ -86,12 +88,14 @@ class Lane:
         self._baseline_of = -1  # the number of the transaction in which it was read
         self._guard: Guard | None = None
         self._capture: Capture | None = None
+        self._definitions: Definitions | None = None
         self._prepared: Manifest | None = None
         self._notice = b""  # goes to the client once the COMMIT of what is prepared has succeeded
         keeper = line.keeper
         if keeper is not None:
             self._guard = Guard(self._ask_texts, keeper, line.recorder.guarded)
-            self._capture = Capture(self, self._guard, keeper.captures)
+            self._definitions = Definitions(self._ask_texts, keeper, line.recorder.guarded)
+            self._capture = Capture(self, self._guard, keeper.captures, self._definitions)
 
     @property
     def _has_baseline(self) -> bool:
@@ -163,6 +167,9 @@ class Lane:
             if found is not None:
                 await self._refuse_query(step)
                 return
+            if step.act == Act.RECORD and self._definitions is not None and removes(step):
+                await self._run_removal(step)
+                return
             expectation = self._forward(step)
             if step.act == Act.BEGIN:
                 # One ReadyForQuery for both, with the status that the block really has.
@@ -171,6 +178,20 @@ class Lane:
                 self._line.send_server(self._splice() + frontend.sync())
                 self._expect_sync()
             await self._line.settled()
+
+    async def _run_removal(self, step: Step) -> None:
+        """A TRUNCATE inside a block, measured before its ReadyForQuery: the client cannot cancel that."""
+        self._forward(step).holds_ready = True
+        await self._line.settled()
+        error = await self._after_write(step)
+        owed = error.raw if error is not None else b""
+        self._line.send_client(owed + ready_for_query(TransactionStatus(self._ledger.status)))
+
+    async def _after_write(self, step: Step) -> Frame | None:
+        """What a statement has done to definitions, measured right behind it, unless the transaction has failed."""
+        if self._definitions is None or not removes(step) or self._ledger.status == _FAILED:
+            return None
+        return await self._definitions.after()
 
     async def _refuse_query(self, step: Step) -> None:
         assert step.refusal is not None
@@ -194,7 +215,10 @@ class Lane:
             self._forward(step).holds_ready = True
             await self._line.settled()
             if not self._ledger.failed:
-                refused = await self._pass_gate(event, _COMMIT)
+                error = await self._after_write(step)
+                refused = error.raw if error is not None else await self._pass_gate(event, _COMMIT)
+                if error is not None:
+                    await self._roll_back()
             elif self._ledger.status != _IDLE:
                 await self._roll_back()
         held = self._ledger.take_held()
@@ -239,6 +263,13 @@ class Lane:
                 break
             expectation = self._session.expect_step(step)
             pending.append(step.frame.raw)
+            if self._definitions is not None and step.act in (Act.WRITE, Act.RECORD) and removes(step):
+                if not await self._pause(pending):
+                    break
+                error = await self._after_write(step)
+                if error is not None:
+                    self._fail_pipeline(error.raw)
+                    break
             if step.act == Act.COMMIT:
                 committing = expectation
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
@@ -385,6 +416,7 @@ class Lane:
                 holds=self._session.has_held_cursor,
                 rolled_back=self._session.has_rolled_back,
                 guard=self._guard,
+                find=self._definitions.find if self._definitions is not None else None,
             )
             if isinstance(outcome, gate.Passed):
                 self._prepare(outcome)
@@ -430,6 +462,8 @@ class Lane:
         self._baseline_of = self._session.transactions
         if self._guard is not None:
             self._guard.forget()
+        if self._definitions is not None:
+            self._definitions.forget()
         return None
 
     async def _before_write(self, step: Step, event: str) -> Refusal | Frame | None:
@@ -439,11 +473,22 @@ class Lane:
         error = await self._note_baseline()
         if error is not None or self._capture is None:
             return error
-        found = await self._capture.before(step)
-        if not isinstance(found, TooMany):
+        policy = self._line.policy
+        try:
+            permission = gate.Permission(policy.ruleset, policy.contexts, can_cover=True)
+            found = await self._capture.before(step, permission)
+        except SqlwallError as failure:
+            logger.error("nothing was kept of what would be removed, closed: %s", failure)
+            self._line.recorder.count_closed()
+            step.refusal = words.internal_failure(event)
+            return step.refusal
+        if found is None or isinstance(found, Frame):
             return found
-        verdict = step.verdicts[-1]
-        step.refusal = words.too_many_rows(verdict, found.limit, event)
+        if isinstance(found, TooMany):
+            step.refusal = words.too_many_rows(step.verdicts[-1], found.limit, event)
+        else:
+            step.verdicts = (found,)
+            step.refusal = words.denied(found, event)
         await self._line.recorder.refusal(step, event)
         return step.refusal
 
@@ -451,8 +496,7 @@ class Lane:
         """The transaction will be committed, and its snapshot is durable."""
         kept = self._prepared = passed.snapshot
         if kept is not None and passed.notice:
-            relations = sorted({change.label for change in kept.changes})
-            self._notice = words.snapshot_kept(kept.id, kept.rows, relations)
+            self._notice = words.snapshot_kept(kept.id, kept.rows, sorted(set(kept.relations)))
 
     def _settle(self, *, is_committed: bool) -> None:
         """The outcome of the transaction whose snapshot is prepared is known."""

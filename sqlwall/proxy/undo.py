@@ -20,10 +20,11 @@ from psycopg.abc import QueryNoTemplate as Query
 from psycopg.pq import TransactionStatus
 
 from sqlwall.errors import SnapshotError, UpstreamError
+from sqlwall.proxy.redefine import Redefinition
 from sqlwall.proxy.upstream import UpstreamSettings
-from sqlwall.snapshot import queries, undo
+from sqlwall.snapshot import queries, trash, undo
 from sqlwall.snapshot.images import EXACT_SETTINGS
-from sqlwall.snapshot.manifest import Change, Column, Manifest, Part
+from sqlwall.snapshot.manifest import Change, Column, Manifest, Move, Part
 from sqlwall.snapshot.undo import Conflict, ConflictKind, KeyColumn, Reference, Restore
 from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState, swapped
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
@@ -54,11 +55,14 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What undo did or would do. `snapshots` are those of the undo itself, empty if nothing was changed."""
+    """What undo did or would do. `snapshots` are those of the undo itself, empty if nothing was changed; `redefined`
+    says what it does besides rows.
+    """
 
     restored: tuple[Restored, ...]
     conflicts: tuple[Conflict, ...]
     snapshots: tuple[str, ...]
+    redefined: tuple[str, ...] = ()
 
 
 class _Conflicts(Exception):  # noqa: N818 - an answer, not a fault
@@ -150,6 +154,15 @@ class Undoer:
                 self._leave(cursor)
         return faults
 
+    def discard(self, move: Move) -> bool:
+        """Drop a table in the trash for good; False if it is not there any more. Raises UpstreamError."""
+        with self._failures():
+            found = self._rows(trash.found_at([move.oid]).decode())
+            if [tuple(row[1:]) for row in found] != [(trash.SCHEMA, move.trash)]:
+                return False
+            self._do(trash.discard(move))
+        return True
+
     def _leave(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:
         """End a transaction that was not committed."""
         if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
@@ -183,6 +196,9 @@ class Undoer:
     def _in_transaction(self, readers: Sequence[SnapshotReader], *, actor: str, dry_run: bool) -> Outcome:
         # Counters of the session's earlier transactions are still there (MECHANICS, section 1).
         earlier = {oid: counts for oid, _, *counts in self._rows(undo.WRITTEN)}
+        manifests = [reader.manifest for reader in readers]
+        redefinition = Redefinition(self._do, self._rows)
+        _check_none(redefinition.begin(manifests))
         steps = self._steps(readers)
         restores = list({restore.oid: restore for step in steps for _, restore in step.changes}.values())
         self._enter_mode(restores)
@@ -194,10 +210,10 @@ class Undoer:
             self._progress(f"undoing {step.id}")
             restored += self._take_back(step)
         self._check(restores, references, steps)
+        _check_none(redefinition.end(manifests))
         self._check_written(restores, restored, steps, earlier)
-        if dry_run:
-            return Outcome(tuple(restored), (), ())
-        return Outcome(tuple(restored), (), self._commit(steps, actor))
+        taken = () if dry_run else self._commit(steps, actor, redefinition)
+        return Outcome(tuple(restored), (), taken, redefinition.plan)
 
     def _steps(self, readers: Sequence[SnapshotReader]) -> list[_Step]:
         """What each snapshot changed, on the tables as they are now."""
@@ -419,15 +435,16 @@ class Undoer:
 
     # -- keeping it
 
-    def _commit(self, steps: Sequence[_Step], actor: str) -> tuple[str, ...]:
+    def _commit(self, steps: Sequence[_Step], actor: str, redefinition: Redefinition) -> tuple[str, ...]:
         """Snapshot the undo itself, then commit."""
         ((xid,),) = self._rows(undo.TRANSACTION)
         taken: list[str] = []
         try:
             for step in steps:
                 taken.append(_next_id(taken))
-                self._keep(step, taken[-1], xid, actor)
+                self._keep(step, taken[-1], xid, actor, redefinition.values(step.id))
             self._progress("committing")
+            redefinition.apply()
             self._do("COMMIT")
         except BaseException:
             # Without an answer to COMMIT its outcome is not known; `pg_xact_status` tells later.
@@ -443,7 +460,7 @@ class Undoer:
             if identifier in known:
                 self._snapshots.settle(identifier, state)
 
-    def _keep(self, step: _Step, identifier: str, xid: str, actor: str) -> None:
+    def _keep(self, step: _Step, identifier: str, xid: str, actor: str, redefined: Mapping[str, Any]) -> None:
         old = step.reader.manifest
         writer = self._snapshots.writer(identifier, [old.id])
 
@@ -456,7 +473,7 @@ class Undoer:
         try:
             new: Manifest = swapped(
                 old, id=identifier, created=format_time(utc_now()), agent=actor, session="", ruleset="",
-                xid=xid, statements=(f"undo of {old.id}",),
+                xid=xid, statements=(f"undo of {old.id}",), **redefined,
             )  # fmt: skip
             writer.finish(new.with_parts(copied))
         except BaseException:
@@ -490,6 +507,11 @@ class Undoer:
             is_lost = self._connection.closed
             then = "its outcome is not known yet" if is_lost else "nothing was changed"
             raise UpstreamError(f"undo failed, {then}: {_reason(error)}") from error
+
+
+def _check_none(conflicts: Sequence[Conflict]) -> None:
+    if conflicts:
+        raise _Conflicts(conflicts)
 
 
 def _key(columns: Sequence[Sequence[str]]) -> tuple[KeyColumn, ...]:

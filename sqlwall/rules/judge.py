@@ -58,7 +58,8 @@ def judge_witness(
     The server cannot tell a MERGE or COPY from the INSERT, UPDATE or DELETE that it comes to: where no rule speaks of
     the measured operation, one that allows the statement will do.
     """
-    effect = Effect(operation, Relation(schema, name), columns=columns)
+    subject = "table" if operation is Operation.DROP else None  # nothing else that is dropped gets so far
+    effect = Effect(operation, Relation(schema, name), subject, columns=columns)
     verdict = _witnessed(effect, schema, name, context, ruleset)
     if verdict.rule == DEFAULT_DENY:
         for cause in _CAUSES.get(operation, ()):

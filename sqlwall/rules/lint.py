@@ -79,7 +79,7 @@ _DANGEROUS: tuple[tuple[Operation, str], ...] = (
     (Operation.GRANT, "hand out privileges"),
     (Operation.ALTER, "change definitions"),
     (Operation.CREATE, "create functions and triggers that run as others"),
-    (Operation.DROP, "destroy what no snapshot brings back"),
+    (Operation.DROP, "drop what it may; only tables can be brought back"),
     (Operation.TRUNCATE, "empty whole tables"),
     (Operation.LOCK, "stop everybody else by a lock"),
     (Operation.NOTIFY, "set off whatever listens"),

@@ -12,7 +12,7 @@ from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.prepared import Prepared
 from sqlwall.session.refusal import Refusal
 from sqlwall.sql.functions import keeps_settings
-from sqlwall.sql.statement import WRITE_OPERATIONS, Operation, Statement, Transaction, Unparsable
+from sqlwall.sql.statement import WRITE_OPERATIONS, Effect, Operation, Statement, Transaction, Unparsable
 from sqlwall.wire.frames import Frame
 
 
@@ -205,6 +205,7 @@ _COVERABLE = frozenset(
         Operation.DELETE,
         Operation.MERGE,
         Operation.COPY_IN,
+        Operation.TRUNCATE,
         Operation.CALL,
         Operation.DO,
     }
@@ -216,20 +217,28 @@ def needs_snapshot(verdict: Verdict) -> bool:
     return verdict.action is Action.ALLOW and verdict.snapshot is SnapshotPolicy.REQUIRED
 
 
+def _is_coverable(effect: Effect) -> bool:
+    """DROP TABLE can be: it moves the table away. Whether this one can shows when it is about to run."""
+    if effect.operation is Operation.DROP:
+        return effect.subject == "table" and effect.relation is not None
+    return effect.operation in _COVERABLE
+
+
 def without_snapshot(statement: Statement, verdict: Verdict, *, can_cover: bool) -> Verdict:
     """The verdict on a write of which no before-image can be taken: no snapshot, no write."""
     if not needs_snapshot(verdict):
         return verdict
     changing = [effect for effect in statement.effects if effect.operation in _CHANGING]
     if can_cover:
-        changing = [effect for effect in changing if effect.operation not in _COVERABLE]
+        changing = [effect for effect in changing if not _is_coverable(effect)]
     if not changing:
         return verdict
     effect = changing[0]
+    lasts = "it is irreversible: " if effect.operation in _DEFINING else ""
     return Verdict(
         Action.DENY,
         verdict.rule,
-        "no snapshot can be taken, and the rule requires one",
+        f"{lasts}no snapshot can be taken, and the rule requires one",
         "A rule with `snapshot: none` waives the snapshot for relations that need none.",
         effect.operation.value.upper().replace("_", " "),
         str(effect.relation) if effect.relation else verdict.target,

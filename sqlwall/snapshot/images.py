@@ -21,6 +21,7 @@ EXACT_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
         "datestyle": "ISO",
         "intervalstyle": "postgres",
         "extra_float_digits": "1",
+        "timezone": "UTC",
         "bytea_output": "hex",
         "lc_monetary": "C",
         "xmloption": "content",

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from sqlwall.errors import SnapshotError
 
-#: Written into every manifest; a reader refuses what it does not know.
-FORMAT: Final = 1
+#: Written into every manifest; a reader refuses what it does not know. The first knew rows only.
+FORMAT: Final = 2
+_READABLE: Final = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,72 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceState:
+    """Where a sequence stands: last_value and is_called."""
+
+    last: int
+    is_called: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceChange:
+    """A sequence that a TRUNCATE restarted: where it stood before, and where the transaction left it."""
+
+    oid: int
+    schema: str
+    name: str
+    before: SequenceState
+    after: SequenceState
+
+    @property
+    def label(self) -> str:
+        """The server's own name for it, as messages show it."""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class MovedPart:
+    """An index (``i``) or sequence (``S``) that goes with its table: its name at that one's place, and in the trash."""
+
+    oid: int
+    kind: str
+    name: str
+    trash: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptKey:
+    """A foreign key to another table, which none in the trash has. `definition` follows its name in SQL."""
+
+    name: str
+    definition: str
+    comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A table that was dropped, which is to say moved to the trash under the name `trash`; or brought back from there.
+
+    `digest` is that of the rows of one that was brought back.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    trash: str
+    columns: tuple[Column, ...]
+    parts: tuple[MovedPart, ...] = ()
+    keys: tuple[KeptKey, ...] = ()
+    is_removed: bool = True
+    digest: str = ""
+
+    @property
+    def label(self) -> str:
+        """The server's own name for it, as messages show it."""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One snapshot. `id` is a ULID, `created` UTC in ISO 8601, `xid` the transaction's xid8 in decimal.
 
@@ -91,11 +158,22 @@ class Manifest:
     ruleset: str
     statements: tuple[str, ...] = ()
     changes: tuple[Change, ...] = field(default_factory=tuple)
+    sequences: tuple[SequenceChange, ...] = ()
+    moves: tuple[Move, ...] = ()
 
     @property
     def rows(self) -> int:
         """Rows that have an image of before, and rows that only have one of after."""
         return sum(max(change.before.rows, change.after.rows) for change in self.changes)
+
+    @property
+    def relations(self) -> list[str]:
+        """The server's names of all that was changed."""
+        return [
+            *(change.label for change in self.changes),
+            *(change.label for change in self.sequences),
+            *(move.label for move in self.moves),
+        ]
 
     def with_parts(self, copied: Callable[[Part], Part]) -> Manifest:
         """The same with its images in another place: each part is copied once, in the order of `changes`."""
@@ -116,10 +194,12 @@ def read_manifest(data: bytes) -> Manifest:
     """The manifest in these bytes. Raises SnapshotError for anything else."""
     try:
         found: dict[str, Any] = json.loads(data)
-        if found.pop("format") != FORMAT:
+        if found.pop("format") not in _READABLE:
             raise SnapshotError("the snapshot was written by another version of sqlwall")
         found["statements"] = tuple(found["statements"])
         found["changes"] = tuple(_change(change) for change in found["changes"])
+        found["sequences"] = tuple(_sequence(change) for change in found.get("sequences", ()))
+        found["moves"] = tuple(_move(move) for move in found.get("moves", ()))
         return Manifest(**found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SnapshotError(f"the manifest of the snapshot is damaged: {error}") from error
@@ -133,5 +213,21 @@ def _change(found: dict[str, Any]) -> Change:
             "key": tuple(found["key"]),
             "before": Part(**found["before"]),
             "after": Part(**found["after"]),
+        }
+    )
+
+
+def _sequence(found: dict[str, Any]) -> SequenceChange:
+    states = {side: SequenceState(**found[side]) for side in ("before", "after")}
+    return SequenceChange(**found | states)
+
+
+def _move(found: dict[str, Any]) -> Move:
+    return Move(
+        **found
+        | {
+            "columns": tuple(Column(**column) for column in found["columns"]),
+            "parts": tuple(MovedPart(**part) for part in found["parts"]),
+            "keys": tuple(KeptKey(**key) for key in found["keys"]),
         }
     )

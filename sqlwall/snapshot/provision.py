@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sqlwall.snapshot.images import EXACT_SETTINGS, quote_identifier
+from sqlwall.snapshot.trash import SCHEMA as TRASH
 
 #: The schema of our functions. Its prefix is reserved: no ruleset can allow an agent anything in it.
 SCHEMA: Final = "_sqlwall"
@@ -97,6 +98,20 @@ def reach(observer: str, undo: str) -> tuple[str, ...]:
         "DO $_$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO "
         f"{_format(observer)}, {_format(undo)}', current_database()); EXECUTE format('GRANT TEMPORARY ON DATABASE %I"
         f" TO {_format(undo)}', current_database()); END $_$",
+    )
+
+
+def trash(undo: str, agent: str) -> tuple[str, ...]:
+    """Statements for one database: where dropped tables go, and undo's right to what agents own, to bring them back.
+
+    Without these a DROP TABLE is refused, whatever the ruleset says.
+    """
+    undoing, asking = quote_identifier(undo), quote_identifier(agent)
+    return (
+        f"CREATE SCHEMA IF NOT EXISTS {TRASH}",
+        f"REVOKE ALL ON SCHEMA {TRASH} FROM PUBLIC",
+        f"GRANT USAGE, CREATE ON SCHEMA {TRASH} TO {asking}, {undoing}",
+        f"GRANT {asking} TO {undoing}",
     )
 
 

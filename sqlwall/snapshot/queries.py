@@ -108,6 +108,41 @@ def observe_again(schema: str, name: str, tids: Iterable[Tid]) -> str:
     )
 
 
+def observe_ends(schema: str, name: str, tids: Iterable[Tid], xid: int, pid: int) -> str:
+    """Addresses and xmin of rows, and whether the transaction `xid` of session `pid` has certainly not ended them.
+
+    Who ends a row version writes its id into xmax, and so does who locks it. A transaction that is over, or whose id
+    another session holds, is not ours; of a number that may be a MultiXactId nothing is known. Ids of savepoints that
+    were released are held by nobody.
+    """
+    age = "pg_catalog.age"
+    full = (
+        f"((({xid}::pg_catalog.int8 OPERATOR(pg_catalog.+) ({age}('{xid & 0xFFFFFFFF}'::pg_catalog.xid)"
+        f" OPERATOR(pg_catalog.-) {age}(t.xmax))::pg_catalog.int8)::pg_catalog.text)::pg_catalog.xid8)"
+    )
+    oldest = (
+        "(SELECT pg_catalog.mxid_age(d.datminmxid) FROM pg_catalog.pg_database d"
+        " WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
+    )
+    held = (
+        "EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.locktype OPERATOR(pg_catalog.=) 'transactionid'"
+        " AND l.mode OPERATOR(pg_catalog.=) 'ExclusiveLock' AND l.granted"
+        f" AND l.transactionid OPERATOR(pg_catalog.=) t.xmax AND l.pid OPERATOR(pg_catalog.<>) {pid})"
+    )
+    return (
+        "COPY (SELECT t.ctid, t.xmin, CASE WHEN t.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid THEN true"
+        f" WHEN pg_catalog.mxid_age(t.xmax) OPERATOR(pg_catalog.>) 0"
+        f" AND pg_catalog.mxid_age(t.xmax) OPERATOR(pg_catalog.<=) {oldest} THEN false"
+        f" WHEN pg_catalog.pg_xact_status({full}) OPERATOR(pg_catalog.=) 'in progress' THEN {held} ELSE true END"
+        f" FROM ONLY {qualify(schema, name)} AS t"
+        f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})) TO STDOUT"
+    )
+
+
+#: On the agent's session: which one it is.
+PID: Final = b"SELECT pg_catalog.pg_backend_pid()"
+
+
 def observe_children(
     child: tuple[str, str], parent: tuple[str, str], pairs: Iterable[Sequence[str]], tids: Iterable[Tid]
 ) -> str:
@@ -168,7 +203,7 @@ class Direct:
     def __init__(self, schema: str, name: str, columns: Sequence[Column], xid: int) -> None:
         self._relation = qualify(schema, name)
         self._columns = columns
-        self._xid = xid
+        self.xid = xid
 
     def visible(self, tids: Iterable[Tid]) -> bytes:
         """Which of these row versions the transaction still sees."""
@@ -191,9 +226,9 @@ class Direct:
         to our top transaction's id, which is never above those of its savepoints, gives the other 32 (MECHANICS 4).
         """
         age = "pg_catalog.age"
-        top = f"{age}('{self._xid & 0xFFFFFFFF}'::pg_catalog.xid)"
+        top = f"{age}('{self.xid & 0xFFFFFFFF}'::pg_catalog.xid)"
         full = (
-            f"((({self._xid}::pg_catalog.int8 OPERATOR(pg_catalog.+)"
+            f"((({self.xid}::pg_catalog.int8 OPERATOR(pg_catalog.+)"
             f" ({top} OPERATOR(pg_catalog.-) {age}(t.xmin))::pg_catalog.int8)::pg_catalog.text)::pg_catalog.xid8)"
         )
         start = f" AND t.ctid OPERATOR(pg_catalog.>=) '{tid_text(first_block << 16)}'::pg_catalog.tid"
@@ -236,13 +271,13 @@ class Helped(Direct):
         """See `Direct`."""
         first = f"'{tid_text(first_block << 16)}'::pg_catalog.tid"
         return (
-            f"SELECT f.* FROM _sqlwall.own({self._oid}, {self._xid}::pg_catalog.int8, {first}) AS f".encode()
+            f"SELECT f.* FROM _sqlwall.own({self._oid}, {self.xid}::pg_catalog.int8, {first}) AS f".encode()
         )
 
     def own_images(self, tids: Iterable[Tid]) -> bytes:
         """See `Direct`: here one row for each value, with the number of its column."""
         return (
-            f"SELECT f.tid, f.place, f.value FROM _sqlwall.own_images({self._oid}, {self._xid}::pg_catalog.int8,"
+            f"SELECT f.tid, f.place, f.value FROM _sqlwall.own_images({self._oid}, {self.xid}::pg_catalog.int8,"
             f" {tid_array(tids)}) AS f"
         ).encode()
 

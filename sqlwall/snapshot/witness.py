@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sqlwall.snapshot.catalogs import UNTOUCHED, Explained
 from sqlwall.snapshot.proof import Deltas
 from sqlwall.sql.statement import Operation
 
@@ -184,7 +185,12 @@ def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
 
 
 def decide(
-    baseline: Witnesses | None, now: Witnesses, permitted: Permitted, *, rolled_back: bool = False
+    baseline: Witnesses | None,
+    now: Witnesses,
+    permitted: Permitted,
+    *,
+    rolled_back: bool = False,
+    explained: Explained = UNTOUCHED,
 ) -> Accepted | Refused:
     """Whether a transaction that has an id may commit, and what a snapshot must cover before.
 
@@ -192,31 +198,39 @@ def decide(
     that is locked for writing, where no row is counted, may have been written by code that switched the counters off:
     then all that rows can suffer must be permitted. An id with no witness is refused, but for row locks: these assign
     one and change nothing; what else could hide behind them changes a catalog, and is counted there. `rolled_back` says
-    that a permitted write was undone by ROLLBACK TO: its locks are gone, the id it took is not.
+    that a permitted write was undone by ROLLBACK TO: its locks are gone, the id it took is not. `explained` is what
+    was measured beside statements that change definitions: catalogs must have counted that, and nothing else.
     """
     if not now.is_complete:
         return Refused("the server did not say what was written")
-    if now.gone:
+    if now.gone != explained.gone:
         return Refused("a table was created or dropped behind the statement")
     is_witnessed = now.row_locks > 0 or rolled_back
     uncovered: list[Write] = []
+    unseen = set(explained.catalogs)
     for oid, witness in now.relations.items():
         before = baseline.relations.get(oid) if baseline is not None else None
         delta = _delta(before, witness)
-        written = _operations(witness, delta)
+        written = _operations(oid, witness, delta, explained)
         if isinstance(written, Refused):
             return written
+        if witness.schema == "pg_catalog":
+            unseen.discard(witness.name)
         must_cover = False
         for operation in written:
-            decision = permitted(operation, witness.schema, witness.name)
+            decision = permitted(operation, *explained.moved.get(oid, (witness.schema, witness.name)))
             if not decision.is_permitted:
                 return Refused(f"{operation.value.upper()}: {decision.reason}", witness.label, operation)
             must_cover = must_cover or decision.must_cover
-        if must_cover and witness.kind == "S":
+        if must_cover and witness.kind == "S" and oid not in explained.restarted:
             return Refused("UPDATE: no snapshot brings a sequence back", witness.label, Operation.UPDATE)
-        if must_cover:
+        if must_cover and oid not in explained.restarted and oid not in explained.moved:
+            if "AccessExclusiveLock" in witness.modes and oid not in explained.emptied:
+                return Refused("a DROP beside it locks it, so that no snapshot can be taken", witness.label)
             uncovered.append(Write(oid, witness.schema, witness.name, Deltas(*delta)))
         is_witnessed = is_witnessed or bool(written)
+    if unseen:
+        return Refused("the server does not count what was changed in catalogs")
     if not is_witnessed:
         return Refused("something was written that no witness shows, such as a log message")
     return Accepted(tuple(uncovered))
@@ -230,18 +244,26 @@ def _delta(before: Witness | None, now: Witness) -> tuple[int, int, int]:
     return now.counts if min(difference) < 0 else (difference[0], difference[1], difference[2])
 
 
-def _operations(witness: Witness, delta: tuple[int, int, int]) -> tuple[Operation, ...] | Refused:
+def _operations(
+    oid: str, witness: Witness, delta: tuple[int, int, int], explained: Explained
+) -> tuple[Operation, ...] | Refused:
     """What was done to one relation; nothing, if others tell of it; Refused where that may never stay."""
     if witness.schema == "pg_catalog":
-        if delta == (0, 0, 0) and not witness.modes:
-            return ()  # carried over from an earlier transaction of the session
-        return Refused("a catalog was changed", witness.label)
-    if witness.modes & _DEFINING:
+        return _catalog(witness, delta, explained)
+    if oid in explained.moved:
+        is_untouched = delta == (0, 0, 0) and witness.modes <= _DEFINING
+        return (Operation.DROP,) if is_untouched else Refused("rows of it were written", witness.label)
+    if witness.modes & _DEFINING and oid not in explained.locked:
         return Refused("it was locked as only TRUNCATE, LOCK TABLE or a definition locks", witness.label)
+    is_bystander = oid in explained.locked and witness.modes <= _DEFINING  # locked, but not to write rows
     match witness.kind:
         case "r" | "m":
             counted = tuple(operation for operation, count in zip(_COUNTED, delta, strict=True) if count)
-            return counted or _COUNTED
+            if oid in explained.emptied:
+                return (Operation.TRUNCATE, *counted)
+            return counted or (() if is_bystander else _COUNTED)
+        case "S" if is_bystander:
+            return ()  # it went with its table
         case "S":
             return (Operation.UPDATE,)  # nextval, setval; currval locks it just so
         case "p" | "v" | "i" | "I" | "t":
@@ -250,3 +272,13 @@ def _operations(witness: Witness, delta: tuple[int, int, int]) -> tuple[Operatio
             return Refused("it is a foreign table: what was written elsewhere is not known", witness.label)
         case _:
             return Refused("it is no kind of relation that has rows", witness.label)
+
+
+def _catalog(witness: Witness, delta: tuple[int, int, int], explained: Explained) -> tuple[()] | Refused:
+    """A catalog may only have counted what was measured beside statements that may change it."""
+    if witness.name in explained.catalogs:
+        is_known = delta == explained.catalogs[witness.name] and not witness.modes & _DEFINING
+    else:
+        # Counts alone are carried over from an earlier transaction of the session.
+        is_known = delta == (0, 0, 0) and not witness.modes
+    return () if is_known else Refused("a catalog was changed, which is irreversible", witness.label)

@@ -97,6 +97,7 @@ class Guarded:
         found: dict[str, Counter[bytes]] = {}
         with self.wall.database.connect() as connection:
             connection.execute("SET search_path = pg_catalog")
+            connection.execute("SET timezone = 'UTC'")
             tables = connection.execute(
                 "SELECT c.relname FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
             ).fetchall()
