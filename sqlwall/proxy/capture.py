@@ -168,6 +168,11 @@ class Capture:
         rows = sum(len(set(tids)) for tids in found.values())
         if rows > most:
             return TooMany(most) if limit is not None and most == limit else None
+        if verdict.limits.share is not None:
+            counts = {oid: len(set(tids)) for oid, tids in found.items()}
+            allowed = await self._guard.exceeded(counts, verdict.limits.share)
+            if allowed is not None:
+                return TooMany(allowed)
         for oid, tids in found.items():
             self._guard.note_candidates(oid, tids)
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlwall.errors import SnapshotError
@@ -26,6 +26,7 @@ from sqlwall.session.internal import Answer
 from sqlwall.snapshot import proof, queries
 from sqlwall.snapshot.images import Tid, batches, copy_line, read_tid
 from sqlwall.snapshot.manifest import Change, Manifest, Part
+from sqlwall.snapshot.tids import TidSet
 from sqlwall.snapshot.witness import Write
 from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
 from sqlwall.sql.statement import Statement
@@ -91,8 +92,8 @@ class Evidence:
     table: Table
     asking: queries.Direct
     horizon: proof.Horizon
-    gone: dict[Tid, None] = field(default_factory=dict)
-    came: list[Tid] = field(default_factory=list)
+    gone: TidSet = field(default_factory=TidSet)
+    came: TidSet = field(default_factory=TidSet)
     doubtful: dict[Tid, None] = field(default_factory=dict)  # left out: others may have written them since
     proof: proof.Proof = proof.Proof.COUNTED
     emptied: Emptied | None = None  # by a TRUNCATE: what was there before it
@@ -133,6 +134,20 @@ class Guard:
     def note_candidates(self, oid: str, tids: Sequence[Tid]) -> None:
         """Rows that the next write may change."""
         self._candidates.setdefault(oid, {}).update(dict.fromkeys(tids))
+
+    async def exceeded(self, changed: Mapping[str, int], share: float) -> int | None:
+        """How many rows may be changed, if one of these tables (by object id) would lose more than its share."""
+        several = {int(oid): rows for oid, rows in changed.items() if rows > 1}
+        if not several:
+            return None
+        async with self._keeper.observers.borrow(self._labels.database) as observer:
+            for oid, table in (await observer.tables(list(several))).items():
+                if not table.is_readable:
+                    continue  # the gate says so
+                rows = await _too_few(table, several[oid], observer, share)
+                if rows is not None:
+                    return max(1, int(rows * share))
+        return None
 
     async def cover(
         self,
@@ -250,12 +265,11 @@ class Guard:
         `is_seen` says that the transaction itself has listed them. Of any other row that it does not see under a fixed
         snapshot, it must first be certain that it once did.
         """
-        new = [tid for tid in tids if tid not in evidence.gone]
         known = len(evidence.gone)
-        for some in batches(new, BATCH):
+        for some in batches((tid for tid in tids if tid not in evidence.gone), BATCH):
             for tid, xmin in await self._gone_of(evidence, some, observer):
                 if is_seen or evidence.horizon.reaches(xmin):
-                    evidence.gone[tid] = None
+                    evidence.gone.add(tid)
                 else:
                     evidence.doubtful[tid] = None
         return len(evidence.gone) > known
@@ -283,7 +297,9 @@ class Guard:
 
     async def _scan_gone(self, found: Evidence, observer: Observer) -> None:
         sql = queries.observe_touched(found.table.schema, found.table.name)
-        touched = [read_tid(line) async for line in lines_of(observer, sql)]
+        touched = TidSet()
+        async for line in lines_of(observer, sql):
+            touched.add(read_tid(line))
         await self._add_gone(found, touched, observer)
 
     async def _settle_doubts(self, found: Evidence, observer: Observer) -> None:
@@ -303,7 +319,7 @@ class Guard:
             is_settled = set(tids) - set(listed)
             for tid, heir, (version, _, is_foreign) in zip(listed, newest, ends, strict=True):
                 if heir != tid and version in standing:
-                    found.gone[tid] = None
+                    found.gone.add(tid)
                 if heir != tid or is_foreign == b"t" or version not in standing:
                     is_settled.add(tid)
             for tid in is_settled:
@@ -333,23 +349,18 @@ class Guard:
         if found.emptied is not None:
             await self._find_left(found)
             return
-        heirs: dict[Tid, None] = {}
+        heirs = found.came
         if deltas.updated:
-            for tids in batches(list(found.gone), BATCH):
+            for tids in batches(found.gone, BATCH):
                 answer = await self._one(found.asking.successors(tids))
-                heirs.update(
-                    dict.fromkeys(
-                        tid for row in answer.rows if (tid := read_tid(row[0] or b"")) not in found.gone
-                    )
-                )
+                heirs.update(tid for row in answer.rows if (tid := read_tid(row[0] or b"")) not in found.gone)
         if deltas.inserted:
             await self._find_added(found, heirs, limits)
-        found.came = list(heirs)
 
     async def _find_left(self, found: Evidence) -> None:
         """What stands in a table that the transaction has emptied: all of it is its own."""
         answer = await self._one(found.asking.own(0))
-        found.came = list(dict.fromkeys(read_tid(row[0] or b"") for row in answer.rows))
+        found.came.update(read_tid(row[0] or b"") for row in answer.rows)
         if len(found.came) > found.write.deltas.inserted:
             reason = (
                 f"{len(found.came)} rows were added, but the server counted {found.write.deltas.inserted}"
@@ -357,7 +368,7 @@ class Guard:
             raise Refusal(Uncovered(reason, found.write.label, "not-covered"))
         found.proof = proof.Proof.SCANNED
 
-    async def _find_added(self, found: Evidence, heirs: dict[Tid, None], limits: Limits) -> None:
+    async def _find_added(self, found: Evidence, heirs: TidSet, limits: Limits) -> None:
         """Own rows that replace none: at the end of the table, where most go, else anywhere."""
         tail = max(0, found.table.size // BLOCK - TAIL)
         outcome = await self._look_for_added(found, heirs, tail)
@@ -370,10 +381,10 @@ class Guard:
             found.proof = outcome
 
     async def _look_for_added(
-        self, found: Evidence, heirs: dict[Tid, None], first_block: int
+        self, found: Evidence, heirs: TidSet, first_block: int
     ) -> proof.Proof | proof.NotCovered:
         answer = await self._one(found.asking.own(first_block))
-        own = dict.fromkeys(read_tid(row[0] or b"") for row in answer.rows)
+        own = TidSet(read_tid(row[0] or b"") for row in answer.rows)
         added = sum(tid not in heirs for tid in own)
         outcome = proof.prove_after(found.write.deltas, added, is_complete=not first_block)
         if not isinstance(outcome, proof.NotCovered):
@@ -425,8 +436,16 @@ class Guard:
                 findings.sequences,
                 findings.moves,
             )
-            await observer.fetch(queries.FLUSH)  # from here on nobody else is ever given this xid
-            await asyncio.to_thread(writer.finish, manifest)
+            # From here on nobody else is ever given this xid. Both are waited for: no thread may be left with the blob.
+            both = await asyncio.gather(
+                observer.fetch(queries.FLUSH),
+                asyncio.to_thread(writer.seal, manifest),
+                return_exceptions=True,
+            )
+            for outcome in both:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            await asyncio.to_thread(writer.enter, manifest)
         except BaseException:
             await asyncio.to_thread(writer.abort)
             raise
@@ -438,7 +457,7 @@ class Guard:
             return await pages.copy(found.emptied)
         await pages.begin()
         rows = 0
-        for tids in batches(list(found.gone), BATCH):
+        for tids in batches(found.gone, BATCH):
             sql = queries.observe_rows(table.schema, table.name, table.columns, tids)
             async for line in lines_of(observer, sql):
                 await pages.add(line.split(b"\t", 2)[2] + b"\n" if table.columns else b"\n")
@@ -531,9 +550,14 @@ async def _check_share(found: Sequence[Evidence], observer: Observer, share: flo
         gone = len(evidence.gone)
         if gone < 2 or evidence.emptied is not None:  # of an emptied table it was asked before
             continue
-        enough = math.ceil(gone / max(share, LEAST_SHARE))
-        table = evidence.table
-        ((rows,),) = await observer.fetch(queries.count_rows(table.schema, table.name, enough))
-        if rows < enough:
+        rows = await _too_few(evidence.table, gone, observer, share)
+        if rows is not None:
             what = f"{gone} of {rows} rows are more than {share:.0%} of the table"
             raise Refusal(Uncovered(what, evidence.write.label, "limit"))
+
+
+async def _too_few(table: Table, changed: int, observer: Observer, share: float) -> int | None:
+    """How many rows a table has, if that is too few for so many to be changed."""
+    enough = math.ceil(changed / max(share, LEAST_SHARE))
+    ((rows,),) = await observer.fetch(queries.count_rows(table.schema, table.name, enough))
+    return int(rows) if rows < enough else None

@@ -29,6 +29,8 @@ from sqlwall.wire.frames import Frame
 
 #: Bytes of images that gather before they are written to disk.
 PAGE = 1 << 20
+#: Bytes that the event loop writes itself.
+SMALL = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +233,11 @@ class Pages:
         self._left = limit
         self._lines: list[bytes] = []
         self._bytes = 0
+        self._is_large = False
 
     async def begin(self) -> None:
         """The next part."""
+        self._is_large = False
         self._writer.begin()
 
     async def add(self, line: bytes) -> None:
@@ -242,12 +246,13 @@ class Pages:
         self._lines.append(line)
         self._bytes += len(line)
         if self._bytes >= PAGE:
+            self._is_large = True
             await asyncio.to_thread(self._flush)
 
     async def end(self) -> Part:
         """No more rows."""
-        if not self._lines:
-            return self._writer.end()
+        if self._bytes <= SMALL and not self._is_large:
+            return self._end()  # a thread would cost more than the work
         return await asyncio.to_thread(self._end)
 
     async def copy(self, kept: Emptied) -> Part:

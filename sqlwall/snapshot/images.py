@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
@@ -58,10 +59,11 @@ def tid_array(tids: Iterable[Tid]) -> str:
     return "'{" + ",".join(f'"({tid >> 16},{tid & 0xFFFF})"' for tid in tids) + "}'::pg_catalog.tid[]"
 
 
-def batches(tids: Sequence[Tid], size: int) -> Iterator[Sequence[Tid]]:
+def batches(tids: Iterable[Tid], size: int) -> Iterator[Sequence[Tid]]:
     """The same addresses, so many at a time."""
-    for start in range(0, len(tids), size):
-        yield tids[start : start + size]
+    rest = iter(tids)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def quote_identifier(name: str) -> str:

@@ -86,6 +86,8 @@ class SnapshotWriter:
         self._section: SectionWriter | None = None
         self._offset = 0
         self._rows = 0
+        self._size = 0
+        self._digest = ""
 
     def begin(self) -> None:
         """The next part."""
@@ -109,11 +111,18 @@ class SnapshotWriter:
 
     def finish(self, manifest: Manifest) -> None:
         """Make the snapshot durable, blob first, and enter it as prepared. Raises StoreError."""
-        key = self._snapshots.key
-        _, digest = write_end(manifest, self._spool.size, key, self._spool.write)
-        size = self._spool.size
+        self.seal(manifest)
+        self.enter(manifest)
+
+    def seal(self, manifest: Manifest) -> None:
+        """Make the blob durable. Raises StoreError."""
+        _, self._digest = write_end(manifest, self._spool.size, self._snapshots.key, self._spool.write)
+        self._size = self._spool.size
         self._spool.keep()
-        self._snapshots.enter(manifest, size, digest, self._undoes)
+
+    def enter(self, manifest: Manifest) -> None:
+        """Enter what is sealed as prepared. Raises StoreError."""
+        self._snapshots.enter(manifest, self._size, self._digest, self._undoes)
 
     def abort(self) -> None:
         """Nothing of it stays; harmless after `finish`."""

@@ -279,11 +279,19 @@ def test_a_loop_of_single_rows_meets_the_limit_of_the_transaction(guarded: Guard
 def test_a_write_of_most_of_a_table_is_refused_whatever_its_words(guarded: Guarded) -> None:
     before = guarded.bags()
     with guarded.wall.connect() as agent:
+        for statement, limit in (
+            ("UPDATE parent SET name = 'x' WHERE id + 1 > id", 10),
+            ("DELETE FROM heap WHERE length(v) < 100", 15),
+            ("DELETE FROM parted WHERE part = 1", 5),
+            ("UPDATE parent SET name = 'x' WHERE id < 12", 10),
+        ):
+            with pytest.raises(
+                psycopg.errors.ConfigurationLimitExceeded, match=f"more than {limit} rows. Nothing was"
+            ):
+                agent.execute(statement.encode())
         for statement in (
-            "UPDATE parent SET name = 'x' WHERE id + 1 > id",
-            "DELETE FROM heap WHERE length(v) < 100",
-            "DELETE FROM parted WHERE part = 1",
-            "UPDATE parent SET name = 'x' WHERE id < 12",
+            "MERGE INTO parent p USING parent q ON p.id = q.id WHEN MATCHED THEN UPDATE SET name = 'x'",
+            "WITH w AS (DELETE FROM heap WHERE n >= 0 RETURNING 1) SELECT count(*) FROM w",
         ):
             with pytest.raises(
                 psycopg.errors.InsufficientPrivilege, match="rows are more than 50% of the table"
