@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tests.clients import asyncpg, django, node, pg8000, postgresql, psycopg2, psycopg3, sqlalchemy
+from tests.clients import asyncpg, django, node, pg8000, pgjdbc, postgresql, psycopg2, psycopg3, sqlalchemy
 from tests.clients.suite import Outcome, Suite, Target
 from tests.clients.tools import SuiteError, fresh_databases
 from tests.clients.wall import serve_wall
@@ -32,6 +32,7 @@ SUITES: tuple[Suite, ...] = (
     django.SUITE,
     *sqlalchemy.SUITES,
     psycopg2.SUITE,
+    pgjdbc.SUITE,
     node.SUITE,
     postgresql.SUITE,
 )
