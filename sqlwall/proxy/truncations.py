@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from sqlwall.proxy.gate import Permission
-from sqlwall.proxy.guard import SCAN_LIMIT, Keeper
+from sqlwall.proxy.guard import Keeper
 from sqlwall.proxy.keeping import Ask, Emptied, Findings, Hold, Pages, Refusal, Talk, TooMany, Uncovered
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.observer import Observer, Table
+from sqlwall.proxy.search import SCAN_LIMIT
 from sqlwall.rules.verdict import Limits
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import catalogs, emptying
