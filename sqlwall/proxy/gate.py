@@ -41,11 +41,12 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The transaction may not commit: why, by which rule, on what."""
+    """The transaction may not commit: why, by which rule, on what, and whether the same may pass another time."""
 
     reason: str
     rule: str
     target: str
+    retryable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ async def examine_commit(
     except ServerError as error:
         return Failed(error.frame)
     if isinstance(found, Uncovered):
-        return Refused(found.reason, f"snapshot-{found.kind}", found.target)
+        return Refused(found.reason, f"snapshot-{found.kind}", found.target, found.retryable)
     return Passed(xid, found, permission.notice)
 
 

@@ -42,11 +42,15 @@ class TooMany:
 
 @dataclass(frozen=True, slots=True)
 class Uncovered:
-    """A snapshot could not be shown to cover what was written: why, on what. `kind` is a short word for metrics."""
+    """A snapshot could not be shown to cover what was written: why, on what. `kind` is a short word for metrics.
+
+    `retryable` says that the same transaction may pass at another moment.
+    """
 
     reason: str
     target: str
     kind: str
+    retryable: bool = False
 
 
 class ServerError(Exception):

@@ -432,7 +432,9 @@ class Lane:
             elif isinstance(outcome, gate.Failed):
                 error = outcome.error.raw
             else:
-                error = words.gate_refused(outcome.reason, outcome.rule, outcome.target, event).to_bytes()
+                error = words.gate_refused(
+                    outcome.reason, outcome.rule, outcome.target, event, retryable=outcome.retryable
+                ).to_bytes()
         except (StoreError, SqlwallError, ValueError, IndexError) as failure:
             logger.error("gate closed: %s", failure)
             self._line.recorder.count_closed()

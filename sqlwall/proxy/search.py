@@ -135,7 +135,8 @@ class Search:
                 evidence.write.deltas, len(evidence.gone), is_complete=True, doubtful=len(evidence.doubtful)
             )
             if isinstance(outcome, proof.NotCovered):
-                raise Refusal(Uncovered(outcome.reason, evidence.write.label, "not-covered"))
+                is_unclear = bool(evidence.doubtful)
+                raise Refusal(Uncovered(outcome.reason, evidence.write.label, "not-covered", is_unclear))
             evidence.proof = proof.Proof.SCANNED
 
     async def _add_gone(self, evidence: Evidence, tids: Iterable[Tid], *, is_seen: bool = False) -> bool:

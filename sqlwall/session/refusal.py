@@ -83,16 +83,17 @@ def denied(verdict: Verdict, event: str) -> Refusal:
     )
 
 
-def gate_refused(reason: str, rule: str, target: str, event: str) -> Refusal:
+def gate_refused(reason: str, rule: str, target: str, event: str, *, retryable: bool) -> Refusal:
     """The gate did not let a transaction commit; it was rolled back."""
+    then = "Retry the transaction." if retryable else "Do not retry unchanged."
     return Refusal(
         sqlstate.INSUFFICIENT_PRIVILEGE,
         first_line(
             f"sqlwall denied COMMIT{f' of {target}' if target else ''} [{rule}]: ",
             reason,
-            ". The transaction was rolled back. Do not retry unchanged.",
+            f". The transaction was rolled back. {then}",
         ),
-        f"rule={rule} retryable=false event={event}",
+        f"rule={rule} retryable={str(retryable).lower()} event={event}",
         "",
         rule,
     )
