@@ -77,3 +77,8 @@ class UpstreamError(SqlwallError):
 
 class AuthenticationError(SqlwallError):
     """A client could not prove its identity. Says no more than that: names are not confirmed."""
+
+
+def first_line(error: BaseException) -> str:
+    """One line: libpq adds others with questions and positions, and a timeout says nothing at all."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -203,7 +203,7 @@ def _play(server: EmbeddedServer, config: Config, address: str) -> Shown:
     states.append(_state_hash(server))
     engine = open_store(config.store.url)
     try:
-        snapshots = Snapshots(engine, config.snapshots.url)
+        snapshots = Snapshots.of(config.snapshots, engine)
         settle(config, snapshots)
         records = snapshots.list(state=SnapshotState.COMMITTED)
         changes = [

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlwall.cli.options import AsJson, ConfigFile, configuration
 from sqlwall.cli.output import fail, reported, say, show_json
 from sqlwall.config import Config
-from sqlwall.errors import UpstreamError
+from sqlwall.errors import UpstreamError, first_line
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import provision
 from sqlwall.snapshot.images import quote_identifier
@@ -145,8 +145,7 @@ def _apply(config: Config, roles: Roles, plan: _Plan, admin: str, *, widen: bool
                 connection.execute(_kept(statement, present).encode())
             return dict(_passwords(connection, config, roles, present))
     except psycopg.Error as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UpstreamError(f"provision: {reason}; nothing was changed") from error
+        raise UpstreamError(f"provision: {first_line(error)}; nothing was changed") from error
 
 
 def _kept(statement: str, present: set[str]) -> str:

@@ -26,7 +26,7 @@ from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot.images import read_copy_line
 from sqlwall.snapshot.manifest import Change, Move
 from sqlwall.store.database import open_store
-from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState, read_key
+from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState
 from sqlwall.store.stamp import format_time, utc_now
 
 app = typer.Typer(no_args_is_help=True, help="What was kept of agents' writes.")
@@ -56,15 +56,11 @@ STATEMENT_LENGTH: Final = 60
 def opened(config: Path | None, store: str | None) -> Iterator[tuple[Config, Snapshots]]:
     """The configuration, and the snapshots that it names."""
     found = configuration(config, {"store": store})
-    kept = found.snapshots
-    if not kept.url:
+    if not found.snapshots.url:
         raise fail("snapshots.url is empty: the wall keeps none")
     engine = open_store(found.store.url)
     try:
-        yield (
-            found,
-            Snapshots(engine, kept.url, read_key(kept.key.reveal()), lock_seconds=kept.lock),
-        )
+        yield found, Snapshots.of(found.snapshots, engine)
     finally:
         engine.dispose()
 

@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
-from sqlwall.errors import StoreError
+from sqlwall.errors import StoreError, first_line
 from sqlwall.proxy import catalog_queries as queries
 from sqlwall.proxy.picture import BoundCatalog, DatabaseCatalog, Path
 from sqlwall.proxy.pictures import Rows, draw
@@ -62,11 +62,6 @@ def parse_search_path(text: str) -> Path:
         index += 1
     names.append(name)
     return tuple(_cut(found) for found in names if found)
-
-
-def _reason(error: Exception) -> str:
-    """One line: libpq adds others with questions and positions, a timeout says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _cut(name: str) -> str:
@@ -160,7 +155,7 @@ class CatalogCache:
             except (psycopg.Error, OSError) as error:  # a TimeoutError is an OSError
                 await self._drop_connection()
                 raise StoreError(
-                    f"the catalog of {self._database} cannot be read: {_reason(error)}"
+                    f"the catalog of {self._database} cannot be read: {first_line(error)}"
                 ) from error
 
     async def close(self) -> None:

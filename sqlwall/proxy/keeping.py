@@ -10,7 +10,6 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from sqlwall.errors import StoreError
 from sqlwall.proxy.metrics import Counters
@@ -21,7 +20,7 @@ from sqlwall.snapshot import queries
 from sqlwall.snapshot.catalogs import UNTOUCHED, Explained
 from sqlwall.snapshot.manifest import Move, Part, SequenceChange
 from sqlwall.snapshot.trash import PINNED_PATH
-from sqlwall.store.container import SectionWriter, read_part
+from sqlwall.store.container import PartsWriter, read_part
 from sqlwall.store.snapshots import Snapshots, cut_lines
 from sqlwall.store.stamp import new_ulid
 from sqlwall.wire.backend import decode_diagnostics
@@ -83,20 +82,7 @@ def denied(verdict: Verdict, why: Uncovered, hint: str = "") -> Verdict:
     )
 
 
-class PartWriter(Protocol):
-    """What takes images, part by part."""
-
-    def begin(self) -> None:
-        """The next part."""
-
-    def write(self, lines: bytes, rows: int) -> None:
-        """So many whole lines of COPY text. Raises StoreError."""
-
-    def end(self) -> Part:
-        """The part is whole. Raises StoreError."""
-
-
-class Hold:
+class Hold(PartsWriter):
     """Images that wait for the end of their transaction, in a file without a name, under the key of the snapshots.
 
     A snapshot is given its id at the end, so that ids tell the order in which transactions were committed; until then
@@ -104,38 +90,17 @@ class Hold:
     """
 
     def __init__(self, snapshots: Snapshots) -> None:
-        self._id = new_ulid()
-        self._key = snapshots.key
-        self._section: SectionWriter | None = None
-        self._offset = self._size = self._rows = 0
+        super().__init__(new_ulid(), snapshots.key, self._add, lambda: self._size)
+        self._size = 0
         with self._failures():
             self._file = tempfile.TemporaryFile(dir=snapshots.blobs.spool())  # noqa: SIM115 - closed with this
         weakref.finalize(self, self._file.close)
 
-    def begin(self) -> None:
-        """See `PartWriter`."""
-        self._offset, self._rows = self._size, 0
-
-    def write(self, lines: bytes, rows: int) -> None:
-        """See `PartWriter`."""
-        if self._section is None:
-            self._section = SectionWriter(self._id, self._offset, self._key, self._append)
-        self._section.add(lines)
-        self._rows += rows
-
-    def end(self) -> Part:
-        """See `PartWriter`."""
-        section, self._section = self._section, None
-        if section is None:
-            return Part()
-        digest = section.end()
-        return Part(self._rows, self._offset, section.stored, section.size, digest)
-
     def read(self, part: Part) -> Iterator[bytes]:
         """The COPY text of a part in pieces. Raises SnapshotError, StoreError."""
-        return read_part(self._id, part, self._range, self._key)
+        return read_part(self._identifier, part, self._range, self._key)
 
-    def _append(self, data: bytes) -> None:
+    def _add(self, data: bytes) -> None:
         with self._failures():
             self._file.seek(self._size)
             self._file.write(data)
@@ -230,7 +195,7 @@ class Pages:
     counted: it has no `counters`.
     """
 
-    def __init__(self, writer: PartWriter, counters: Counters | None, limit: int | None) -> None:
+    def __init__(self, writer: PartsWriter, counters: Counters | None, limit: int | None) -> None:
         self.label = ""
         self._writer = writer
         self._counters = counters

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg.abc import QueryNoTemplate as Query
 
-from sqlwall.errors import UpstreamError
+from sqlwall.errors import UpstreamError, first_line
 from sqlwall.snapshot import queries
 from sqlwall.snapshot.images import EXACT_SETTINGS
 from sqlwall.snapshot.manifest import Column
@@ -126,7 +126,7 @@ class Observer:
                 cursor = await self._connection.execute(sql, parameters)
                 return await cursor.fetchall()
         except psycopg.Error as error:
-            raise UpstreamError(f"observer: {_reason(error)}") from error
+            raise UpstreamError(f"observer: {first_line(error)}") from error
         except TimeoutError as error:
             raise UpstreamError(f"observer: no answer within {ANSWER_TIMEOUT:.0f} s") from error
 
@@ -145,7 +145,7 @@ class Observer:
                     if number % LINES == 0:
                         timeout.reschedule(loop.time() + ANSWER_TIMEOUT)
         except psycopg.Error as error:
-            raise UpstreamError(f"observer: {_reason(error)}") from error
+            raise UpstreamError(f"observer: {first_line(error)}") from error
         except TimeoutError as error:
             raise UpstreamError(f"observer: no answer within {ANSWER_TIMEOUT:.0f} s") from error
 
@@ -181,7 +181,7 @@ class Observers:
         try:
             return await self._connect(database)
         except psycopg.Error as error:
-            raise UpstreamError(f"observer of {database}: {_reason(error)}") from error
+            raise UpstreamError(f"observer of {database}: {first_line(error)}") from error
 
     async def _connect(self, database: str) -> Observer:
         settings = {
@@ -213,7 +213,3 @@ class Observers:
         for observers in self._idle.values():
             while observers:
                 await observers.pop().close()
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

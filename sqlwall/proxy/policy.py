@@ -159,8 +159,8 @@ class SessionPolicy:
 
     def refresh(self) -> None:
         """Judge from here on by the ruleset and catalog of now. Raises StoreError if the catalog is not known."""
-        # What could not be read may have been too much for that moment only.
-        self._large = {text: facts for text, facts in self._large.items() if isinstance(facts, tuple)}
+        if self._large:  # what could not be read may have been too much for that moment only
+            self._large = {text: facts for text, facts in self._large.items() if isinstance(facts, tuple)}
         ruleset = self._live_ruleset()
         generation = self._catalog.generation
         if ruleset is self.ruleset and generation == self._generation:

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from sqlwall.errors import first_line
 from sqlwall.snapshot import restart, trash
 from sqlwall.snapshot.manifest import Column, Manifest, Move, SequenceChange, SequenceState
 from sqlwall.snapshot.undo import Conflict, ConflictKind
@@ -177,7 +178,7 @@ class Tables:
         if failure is None:
             return None
         if isinstance(failure, (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)):
-            return Conflict(way.snapshot, move.label, ConflictKind.NAME_TAKEN, "", _first(failure))
+            return Conflict(way.snapshot, move.label, ConflictKind.NAME_TAKEN, "", first_line(failure))
         if isinstance(failure, psycopg.errors.InvalidSchemaName):
             return Conflict(way.snapshot, move.label, ConflictKind.MISSING, "", "its schema is gone")
         raise failure
@@ -230,7 +231,7 @@ class Tables:
                 return Conflict(way.snapshot, move.label, ConflictKind.PARENT_GONE, "", key.name)
             if isinstance(failure, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidForeignKey,
                                     psycopg.errors.UndefinedColumn, psycopg.errors.DatatypeMismatch)):  # fmt: skip
-                detail = f"{key.name}: {_first(failure)}"
+                detail = f"{key.name}: {first_line(failure)}"
                 return Conflict(way.snapshot, move.label, ConflictKind.ALTERED, "", detail)
             if failure is not None:
                 raise failure
@@ -263,7 +264,3 @@ class Tables:
 
     def _text(self, sql: bytes) -> list[tuple[Any, ...]]:
         return self._rows(sql.decode())
-
-
-def _first(error: psycopg.Error) -> str:
-    return next(iter(str(error).splitlines()), "")

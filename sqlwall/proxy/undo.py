@@ -19,7 +19,7 @@ import psycopg
 from psycopg.abc import QueryNoTemplate as Query
 from psycopg.pq import TransactionStatus
 
-from sqlwall.errors import SnapshotError, UpstreamError
+from sqlwall.errors import SnapshotError, UpstreamError, first_line
 from sqlwall.proxy.redefine import Redefinition
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import queries, trash, undo
@@ -542,5 +542,4 @@ def _pages(reader: SnapshotReader, part: Part) -> Iterator[tuple[bytes, int]]:
 
 def _reason(error: psycopg.Error) -> str:
     detail = error.diag.message_detail
-    first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return f"{first} ({detail})" if detail else first
+    return f"{first_line(error)} ({detail})" if detail else first_line(error)

@@ -36,7 +36,7 @@ from sqlwall.store import agents
 from sqlwall.store.audit import AuditLog
 from sqlwall.store.chain import AuditKind, AuditRecord
 from sqlwall.store.database import mock_seed
-from sqlwall.store.snapshots import Snapshots, read_key
+from sqlwall.store.snapshots import Snapshots
 from sqlwall.wire import sqlstate
 
 logger = logging.getLogger(__name__)
@@ -409,6 +409,5 @@ def _keeper(config: Config, engine: Engine, tasks: TaskSet, counters: Counters) 
     if not config.snapshots.url:
         return None
     settings = UpstreamSettings.of(config.observing, config.timeouts.upstream_connect)
-    kept = config.snapshots
-    snapshots = Snapshots(engine, kept.url, read_key(kept.key.reveal()), lock_seconds=kept.lock)
+    snapshots = Snapshots.of(config.snapshots, engine)
     return Keeper(Observers(settings.conninfo), snapshots, CaptureTexts(), tasks, counters)

@@ -18,7 +18,7 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import ObjectStore, from_url
 
-from sqlwall.errors import ConfigError, SnapshotError, StoreError
+from sqlwall.errors import ConfigError, SnapshotError, StoreError, first_line
 
 SUFFIX: Final = ".snapshot"
 _PARTIAL: Final = ".partial"
@@ -61,7 +61,7 @@ def open_blobs(url: str) -> Blobs:
     try:
         return Remote(from_url(url), f"{scheme}://{urlsplit(url).hostname or ''}{urlsplit(url).path}")
     except (BaseError, ValueError, TypeError) as error:
-        raise ConfigError(f"snapshots.url cannot be used: {_first_line(error)}") from error
+        raise ConfigError(f"snapshots.url cannot be used: {first_line(error)}") from error
 
 
 class Folder:
@@ -186,7 +186,7 @@ class Remote:
         try:
             yield
         except (BaseError, OSError) as error:
-            raise StoreError(f"snapshots in {self._place}: {_first_line(error)}") from error
+            raise StoreError(f"snapshots in {self._place}: {first_line(error)}") from error
 
 
 class Spool:
@@ -258,7 +258,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -49,6 +49,47 @@ _SUM: Final = hashlib.sha256().digest_size
 Read = Callable[[int, int], bytes]
 
 
+class PartsWriter:
+    """Writes images part by part, each a section of its own. `append` adds to them, `end_of` says how many bytes there
+    are already.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        key: bytes | None,
+        append: Callable[[bytes], None],
+        end_of: Callable[[], int],
+    ) -> None:
+        self._identifier = identifier
+        self._key = key
+        self._append = append
+        self._end_of = end_of
+        self._section: SectionWriter | None = None
+        self._offset = 0
+        self._rows = 0
+
+    def begin(self) -> None:
+        """The next part."""
+        assert self._section is None
+        self._offset, self._rows = self._end_of(), 0
+
+    def write(self, lines: bytes, rows: int) -> None:
+        """So many whole lines of COPY text. Raises StoreError."""
+        if self._section is None:
+            self._section = SectionWriter(self._identifier, self._offset, self._key, self._append)
+        self._section.add(lines)
+        self._rows += rows
+
+    def end(self) -> Part:
+        """The part is whole. Raises StoreError."""
+        section, self._section = self._section, None
+        if section is None:
+            return Part()
+        digest = section.end()
+        return Part(self._rows, self._offset, section.stored, section.size, digest)
+
+
 class SectionWriter:
     """One section on its way out. `section` is where it begins, which binds its frames to their place; `stored` counts
     bytes written, `size` those that went in.

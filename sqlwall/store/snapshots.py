@@ -19,10 +19,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
+from sqlwall.config.settings import Snapshots as Settings
 from sqlwall.errors import ConfigError, SnapshotError, StoreError
 from sqlwall.snapshot.manifest import Manifest, Part
 from sqlwall.store.blobs import Blobs, Spool, open_blobs, partial_files
-from sqlwall.store.container import SectionWriter, open_container, read_part, write_end
+from sqlwall.store.container import PartsWriter, open_container, read_part, write_end
 from sqlwall.store.database import reading, writing
 from sqlwall.store.schema import SNAPSHOTS
 from sqlwall.store.stamp import format_time, parse_time, utc_now
@@ -75,39 +76,16 @@ class SnapshotRecord:
     locked_until: datetime
 
 
-class SnapshotWriter:
+class SnapshotWriter(PartsWriter):
     """Writes one snapshot, part by part. Blocking; not for two threads at once."""
 
     def __init__(self, snapshots: Snapshots, identifier: str, undoes: Sequence[str]) -> None:
+        self._spool = spool = Spool(snapshots.blobs, identifier)
+        super().__init__(identifier, snapshots.key, spool.write, lambda: spool.size)
         self._snapshots = snapshots
-        self._id = identifier
         self._undoes = tuple(undoes)
-        self._spool = Spool(snapshots.blobs, identifier)
-        self._section: SectionWriter | None = None
-        self._offset = 0
-        self._rows = 0
         self._size = 0
         self._digest = ""
-
-    def begin(self) -> None:
-        """The next part."""
-        assert self._section is None
-        self._offset, self._rows = self._spool.size, 0
-
-    def write(self, lines: bytes, rows: int) -> None:
-        """So many whole lines of COPY text. Raises StoreError."""
-        if self._section is None:
-            self._section = SectionWriter(self._id, self._offset, self._snapshots.key, self._spool.write)
-        self._section.add(lines)
-        self._rows += rows
-
-    def end(self) -> Part:
-        """The part is whole. Raises StoreError."""
-        section, self._section = self._section, None
-        if section is None:
-            return Part()
-        digest = section.end()
-        return Part(self._rows, self._offset, section.stored, section.size, digest)
 
     def finish(self, manifest: Manifest) -> None:
         """Make the snapshot durable, blob first, and enter it as prepared. Raises StoreError."""
@@ -129,7 +107,7 @@ class SnapshotWriter:
         try:
             self._spool.discard()
         except OSError as error:
-            logger.warning("snapshot %s leaves a partial file: %s", self._id, error)
+            logger.warning("snapshot %s leaves a partial file: %s", self._identifier, error)
 
 
 class SnapshotReader:
@@ -174,6 +152,11 @@ class Snapshots:
         self.key = key
         self.engine = engine
         self._lock = timedelta(seconds=lock_seconds)
+
+    @classmethod
+    def of(cls, kept: Settings, engine: Engine) -> Snapshots:
+        """As configured. Raises ConfigError for a key or a URL that makes no sense."""
+        return cls(engine, kept.url, read_key(kept.key.reveal()), lock_seconds=kept.lock)
 
     # -- taking them
 
