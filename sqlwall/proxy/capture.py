@@ -83,6 +83,7 @@ class Capture:
             return None
         self._guard.note_statement(step.text or b"; ".join(prepared.text for prepared in step.prepared))
         if removes(step):
+            self._guard.note_removal()
             return await self._before_removal(step, verdict, permission)
         found = self._text_of(step)
         if found is None:

@@ -6,10 +6,10 @@ Plain code that reads top to bottom; the lane hands in the one primitive it need
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from sqlwall.proxy.guard import NO_FINDINGS, Guard
+from sqlwall.proxy.guard import NO_FINDINGS, Guard, Taken
 from sqlwall.proxy.keeping import Findings, ServerError, Uncovered
 from sqlwall.rules.context import Context
 from sqlwall.rules.judge import judge_witness, tightest
@@ -17,14 +17,15 @@ from sqlwall.rules.ruleset import Ruleset
 from sqlwall.rules.verdict import NO_LIMITS, Action, Limits, SnapshotPolicy
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import witness
-from sqlwall.snapshot.manifest import Manifest
 from sqlwall.sql.statement import Operation
 from sqlwall.wire.frames import Frame
 
 #: How often deferred constraints may set others off before we call it endless.
 CONSTRAINT_ROUNDS = 8
 
-Ask = Callable[[bytes], Awaitable[Answer]]
+Ask = Callable[[Sequence[bytes]], Awaitable[list[Answer]]]
+
+_ROUND = (b"SET CONSTRAINTS ALL IMMEDIATE", witness.WITNESS_QUERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Passed:
     """
 
     xid: str | None
-    snapshot: Manifest | None = None
+    snapshot: Taken | None = None
     notice: bool = False
 
 
@@ -67,27 +68,27 @@ async def examine_commit(
     *,
     holds: bool,
     rolled_back: bool,
+    has_written: bool = False,
     guard: Guard | None = None,
     find: Callable[[], Awaitable[Findings]] | None = None,
 ) -> Outcome:
     """Ask the server what the open transaction has written, and the ruleset whether it may stay; `guard` snapshots it.
 
     `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT; `rolled_back` that a permitted
-    write in it was undone by ROLLBACK TO. `find` tells what statements that change definitions have left.
+    write in it was undone by ROLLBACK TO. `has_written` is no more than an expectation: then all is asked at once.
+    `find` tells what statements that change definitions have left.
     """
-    answer = await ask(witness.XID_QUERY)
-    if answer.error is not None:
-        return Failed(answer.error)
-    xid = _text(answer.rows[0][0])
-    if xid is None:
-        return await _commit_nothing(ask, holds=holds)
-    if holds:
-        return Refused("a WITH HOLD cursor runs at COMMIT, behind the gate", "with-hold", "")
-    state = await _settle_constraints(ask)
-    if not isinstance(state, witness.Witnesses):
-        return state
-    permission = Permission(ruleset, contexts, can_cover=guard is not None)
     try:
+        answers = await _run(ask, (witness.XID_QUERY, *(_ROUND if has_written and not holds else ())))
+        xid = _text(answers[0].rows[0][0])
+        if xid is None:
+            return await _commit_nothing(ask, holds=holds)
+        if holds:
+            return Refused("a WITH HOLD cursor runs at COMMIT, behind the gate", "with-hold", "")
+        state = await _settle_constraints(ask, answers[2] if len(answers) > 1 else None)
+        if isinstance(state, Refused):
+            return state
+        permission = Permission(ruleset, contexts, can_cover=guard is not None)
         findings = await find() if find is not None else NO_FINDINGS
         decision = witness.decide(
             baseline, state, permission.decide, rolled_back=rolled_back, explained=findings.explained
@@ -96,52 +97,61 @@ async def examine_commit(
             return Refused(decision.reason, "gate", decision.relation)
         if guard is None or not (decision.uncovered or findings.is_something):
             return Passed(xid)
-        found = await guard.cover(int(xid), decision.uncovered, permission.limits, ruleset.digest, findings)
+        found = await guard.cover(
+            int(xid), state.moment, decision.uncovered, permission.limits, ruleset.digest, findings
+        )
     except ServerError as error:
         return Failed(error.frame)
     if isinstance(found, Uncovered):
         return Refused(found.reason, f"snapshot-{found.kind}", found.target, found.retryable)
+    if found is None:
+        return Passed(xid)
     return Passed(xid, found, permission.notice)
+
+
+async def _run(ask: Ask, texts: Sequence[bytes]) -> list[Answer]:
+    """The answers. Raises ServerError; what stands behind an error was not run."""
+    answers = await ask(texts)
+    for answer in answers:
+        if answer.error is not None:
+            raise ServerError(answer.error)
+    return answers
 
 
 async def _commit_nothing(ask: Ask, *, holds: bool) -> Outcome:
     """Nothing was written. A WITH HOLD cursor could still write at COMMIT: it must not be able to."""
     if holds:
-        answer = await ask(b"SET TRANSACTION READ ONLY")
-        if answer.error is not None:
-            return Failed(answer.error)
+        await _run(ask, (b"SET TRANSACTION READ ONLY",))
     return Passed(None)
 
 
-async def _settle_constraints(ask: Ask) -> witness.Witnesses | Refused | Failed:
-    """Fire deferred constraints until nothing more changes: a trigger may defer others anew (MECHANICS 14)."""
+async def _settle_constraints(ask: Ask, asked: Answer | None) -> witness.Witnesses | Refused:
+    """Fire deferred constraints until nothing more changes: a trigger may defer others anew (MECHANICS 14).
+
+    `asked` is what the witnesses said behind the first round, if there was one.
+    """
     last: witness.Witnesses | None = None
     for _ in range(CONSTRAINT_ROUNDS):
-        answer = await ask(b"SET CONSTRAINTS ALL IMMEDIATE")
-        if answer.error is not None:
-            return Failed(answer.error)
-        answer = await ask(witness.WITNESS_QUERY)
-        if answer.error is not None:
-            return Failed(answer.error)
-        now = witness.decode_witnesses(answer.rows)
-        if now == last:
+        if asked is None:
+            _, asked = await _run(ask, _ROUND)
+        now = witness.decode_witnesses(asked.rows)
+        if now == last or (now.is_complete and not now.can_defer):
             return now
-        last = now
+        last, asked = now, None
     return Refused(f"deferred constraints still change rows after {CONSTRAINT_ROUNDS} rounds", "gate", "")
 
 
-async def read_baseline(ask: Ask) -> witness.Witnesses | Frame | None:
+async def read_baseline(ask: Ask, first: Sequence[bytes] = ()) -> witness.Witnesses | Frame | None:
     """The counters before the first write of a transaction; None if it has written already, an error if one came.
 
-    Counters carry over from earlier transactions of the session, so only the difference speaks of this one.
+    `first` are statements that run before. Counters carry over from earlier transactions of the session, so only the
+    difference speaks of this one.
     """
-    answer = await ask(witness.XID_QUERY)
-    if answer.error is not None:
-        return answer.error
-    if answer.rows[0][0] is not None:
-        return None
-    answer = await ask(witness.BASELINE_QUERY)
-    return answer.error if answer.error is not None else witness.decode_witnesses(answer.rows)
+    try:
+        *_, xid, counters = await _run(ask, (*first, witness.XID_QUERY, witness.BASELINE_QUERY))
+    except ServerError as error:
+        return error.frame
+    return witness.decode_witnesses(counters.rows) if xid.rows[0][0] is None else None
 
 
 class Permission:

@@ -5,27 +5,43 @@ be all, and made durable outside the database (DESIGN section 4, promise 3).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlwall.errors import SnapshotError
-from sqlwall.proxy.keeping import Findings, Pages, Refusal, ServerError, Uncovered, lines_of
+from sqlalchemy import Connection
+
+from sqlwall.errors import SnapshotError, SqlwallError
+from sqlwall.proxy.keeping import Findings, Pages, Refusal, ServerError, Uncovered
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observer import Observer, Observers, Table
-from sqlwall.proxy.search import BATCH, Ask, Evidence, Search
+from sqlwall.proxy.search import (
+    BATCH,
+    IMAGES_PLACE,
+    Ahead,
+    Ask,
+    Evidence,
+    Search,
+    look_ahead,
+    looking,
+)
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.rules.verdict import Limits
 from sqlwall.snapshot import proof, queries
-from sqlwall.snapshot.images import Tid, batches, copy_line
+from sqlwall.snapshot.images import Tid, batches
 from sqlwall.snapshot.manifest import Change, Manifest, Part
-from sqlwall.snapshot.witness import Write
+from sqlwall.snapshot.tids import TidSet
+from sqlwall.snapshot.witness import Moment, Write
 from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
 from sqlwall.sql.statement import Statement
-from sqlwall.store.snapshots import Snapshots, SnapshotState
+from sqlwall.store.audit import AuditLog
+from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter, dropping, settling
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
+
+logger = logging.getLogger(__name__)
 
 #: A share of nothing at all means this: counting has an end.
 LEAST_SHARE = 0.001
@@ -56,15 +72,48 @@ class CaptureTexts:
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """What the guards of a worker share: sessions that see committed rows, where snapshots go, what lists the rows that
-    a text will touch, what goes on behind the sessions, and what is counted.
+    """What the guards of a worker share: sessions that see committed rows, where snapshots go, who writes into their
+    index, what lists the rows that a text will touch, what goes on behind the sessions, and what is counted.
     """
 
     observers: Observers
     snapshots: Snapshots
+    audit: AuditLog
     captures: CaptureTexts
     tasks: TaskSet
     counters: Counters
+
+
+class Taken:
+    """A snapshot that is written, but not durable yet: `enter` is its row in the index, `keep` makes its blob durable.
+
+    Both must be done before COMMIT, in any order: with the row alone, the transaction has certainly not been committed.
+    """
+
+    __slots__ = ("_database", "_observers", "_writer", "manifest")
+
+    def __init__(
+        self, manifest: Manifest, writer: SnapshotWriter, observers: Observers, database: str
+    ) -> None:
+        self.manifest = manifest
+        self._writer = writer
+        self._observers = observers
+        self._database = database
+
+    def enter(self, connection: Connection) -> None:
+        """Enter it as prepared, as part of a transaction of the store."""
+        self._writer.enter(self.manifest, connection)
+
+    async def keep(self) -> None:
+        """Make the blob durable; nothing of it stays if that fails. Raises SqlwallError."""
+        try:
+            # From here on nobody else is ever given this xid: a blob that is there stands for the transaction.
+            async with self._observers.borrow(self._database) as observer:
+                await observer.run(queries.FLUSH)
+            await asyncio.to_thread(self._writer.keep)
+        except BaseException:
+            await asyncio.to_thread(self._writer.abort)
+            raise
 
 
 class Guard:
@@ -76,16 +125,48 @@ class Guard:
         self._labels = labels
         self._candidates: dict[str, dict[Tid, None]] = {}
         self._statements: list[str] = []
+        self._ahead: asyncio.Task[Ahead | SqlwallError] | None = None
+        self._locks_tables = False  # as TRUNCATE and DROP do, so that nobody else can look at them
 
     def forget(self) -> None:
         """The transaction is over."""
         self._candidates.clear()
         self._statements.clear()
+        self._locks_tables = False
+
+    def look_ahead(self) -> None:
+        """Let the observer look at what was captured, while the agent's session is asked for the witnesses."""
+        if self._candidates and self._ahead is None and not self._locks_tables:
+            self._ahead = self._keeper.tasks.spawn(self._look_ahead(), f"look ahead for {self._labels.agent}")
+
+    def stop_looking(self) -> None:
+        """What was found ahead is of no use any more."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+
+    async def _look_ahead(self) -> Ahead | SqlwallError:
+        try:
+            async with self._keeper.observers.borrow(self._labels.database) as observer:
+                return await look_ahead(observer, self._candidates)
+        except SqlwallError as error:
+            return error  # for who asks, if anybody does
+
+    async def _take_ahead(self) -> Ahead | None:
+        ahead, self._ahead = self._ahead, None
+        found = await ahead if ahead is not None else None
+        if isinstance(found, SqlwallError):
+            raise found
+        return found
 
     def note_statement(self, text: bytes) -> None:
         """A text that is about to write."""
         if len(self._statements) < STATEMENTS_LIMIT:
             self._statements.append(text.decode("utf-8", "replace")[:STATEMENT_LENGTH])
+
+    def note_removal(self) -> None:
+        """A statement that locks tables against everybody is about to run."""
+        self._locks_tables = True
 
     def note_candidates(self, oid: str, tids: Sequence[Tid]) -> None:
         """Rows that the next write may change."""
@@ -108,43 +189,47 @@ class Guard:
     async def cover(
         self,
         xid: int,
+        moment: Moment,
         writes: Sequence[Write],
         limits: Limits,
         ruleset: str,
         findings: Findings = NO_FINDINGS,
-    ) -> Manifest | Uncovered | None:
+    ) -> Taken | Uncovered | None:
         """Take the snapshot of all that the open transaction has changed in these tables; None if that is nothing.
 
         `findings` are what it did to definitions: of a table that it emptied, all rows were read before.
 
-        When it returns a manifest, the snapshot is durable and in state prepared. Raises ServerError, and SqlwallError
-        where observer or store cannot be used.
+        Raises ServerError, and SqlwallError where observer or store cannot be used.
         """
         started = time.perf_counter()
         counters = self._keeper.counters
         try:
             async with self._keeper.observers.borrow(self._labels.database) as observer:
-                search = Search(self._ask, observer, limits, self._candidates)
-                found = await search.changes(xid, writes, findings)
+                search = Search(self._ask, observer, limits, self._candidates, await self._take_ahead())
+                found = await search.changes(xid, moment, writes, findings)
                 _check_limits(found, limits, is_single=len(self._statements) == 1)
                 if not found and not findings.is_something:
                     return None
                 if limits.share is not None:
                     await _check_share(found, observer, limits.share)
-                manifest = await self._write(xid, found, observer, ruleset, limits.bytes, findings)
+                taken = await self._write(xid, found, observer, ruleset, limits.bytes, findings)
         except Refusal as refusal:
             counters.snapshot_taken(f"refused: {refusal.uncovered.kind}")
             return refusal.uncovered
-        counters.snapshot_taken("prepared")
         counters.covering.observe(time.perf_counter() - started)
-        return manifest
+        return taken
 
     def settle(self, manifest: Manifest, *, is_committed: bool) -> None:
         """The transaction's end is known. Should this not be written down, the server is asked for it later."""
         state = SnapshotState.COMMITTED if is_committed else SnapshotState.ABORTED
         self._keeper.counters.snapshot_taken(state.value)
-        settling = asyncio.to_thread(self._keeper.snapshots.settle, manifest.id, state)
-        self._keeper.tasks.spawn(settling, f"settling of snapshot {manifest.id}")
+        if not self._keeper.audit.note_beside(settling(manifest.id, state)):
+            logger.warning("snapshot %s is settled later: the store takes nothing now", manifest.id)
+
+    def drop(self, manifest: Manifest) -> None:
+        """The blob could not be kept: the index forgets the snapshot, if it has it."""
+        if not self._keeper.audit.note_beside(dropping(manifest.id)):
+            logger.warning("snapshot %s is settled later: the store takes nothing now", manifest.id)
 
     # -- the snapshot
 
@@ -156,7 +241,7 @@ class Guard:
         ruleset: str,
         limit: int | None,
         findings: Findings,
-    ) -> Manifest:
+    ) -> Taken:
         identifier = new_ulid()
         writer = self._keeper.snapshots.writer(identifier)
         pages = Pages(writer, self._keeper.counters, limit)
@@ -184,65 +269,60 @@ class Guard:
                 findings.sequences,
                 findings.moves,
             )
-            # From here on nobody else is ever given this xid. Both are waited for: no thread may be left with the blob.
-            both = await asyncio.gather(
-                observer.fetch(queries.FLUSH),
-                asyncio.to_thread(writer.seal, manifest),
-                return_exceptions=True,
-            )
-            for outcome in both:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            await asyncio.to_thread(writer.enter, manifest)
+            writer.finish_writing(manifest)
         except BaseException:
             await asyncio.to_thread(writer.abort)
             raise
-        return manifest
+        return Taken(manifest, writer, self._keeper.observers, labels.database)
 
     async def _store_before(self, found: Evidence, observer: Observer, pages: Pages) -> Part:
         table = found.table
         if found.emptied is not None:
             return await pages.copy(found.emptied)
         await pages.begin()
-        rows = 0
-        for tids in batches(found.gone, BATCH):
+        known, unknown = _divide(found.gone, found.before)
+        await pages.add(known)
+        rows = len(known)
+        for tids in batches(unknown, BATCH):
             sql = queries.observe_rows(table.schema, table.name, table.columns, tids)
-            async for line in lines_of(observer, sql):
-                await pages.add(line.split(b"\t", 2)[2] + b"\n" if table.columns else b"\n")
-                rows += 1
+            async for lines in observer.pages(sql):
+                await pages.add(line.split(b"\t", 2)[2] if table.columns else b"" for line in lines)
+                rows += len(lines)
         if rows != len(found.gone):
             raise SnapshotError(f"{rows} of {len(found.gone)} changed rows could be read")
         return await pages.end()
 
     async def _store_after(self, found: Evidence, pages: Pages) -> Part:
         await pages.begin()
+        known, unknown = _divide(found.came, found.after)
+        await pages.add(known)
         rows = 0
-        for tids in batches(found.came, BATCH):
-            for row in await self._images(found, tids):
-                await pages.add(copy_line(row))
-                rows += 1
-        if rows > len(found.came):
+        for tids in batches(unknown, BATCH):
+            answers = await self._ask(looking(found.asking.own_images(tids)))
+            for answer in answers:
+                if answer.error is not None:
+                    raise ServerError(answer.error)
+            images = answers[IMAGES_PLACE]
+            read = found.asking.read_images(images.rows, images.lines)
+            await pages.add(image for _, image in read)
+            rows += len(read)
+        if rows > len(unknown):
             raise SnapshotError("a row was read twice")
         return await pages.end()
 
-    async def _images(self, found: Evidence, tids: Sequence[Tid]) -> Sequence[queries.Row]:
-        """Rows that only the agent's transaction sees, under settings that its client never sees changed.
 
-        One pipeline up to Sync, so that no ParameterStatus is sent in between; ROLLBACK TO brings the settings back.
-        """
-        answers = await self._ask(
-            (
-                b"SAVEPOINT _sqlwall_images",
-                queries.exact_settings(),
-                found.asking.own_images(tids),
-                b"ROLLBACK TO SAVEPOINT _sqlwall_images",
-                b"RELEASE SAVEPOINT _sqlwall_images",
-            )
-        )
-        for answer in answers:
-            if answer.error is not None:
-                raise ServerError(answer.error)
-        return found.asking.read_images(answers[2].rows)
+def _divide(tids: TidSet, images: Mapping[Tid, bytes]) -> tuple[list[bytes], TidSet]:
+    """The images that are there, and the rows whose images are not."""
+    if not images:
+        return [], tids
+    known, unknown = list[bytes](), TidSet()
+    for tid in tids:
+        image = images.get(tid)
+        if image is None:
+            unknown.add(tid)
+        else:
+            known.append(image)
+    return known, unknown
 
 
 def _change(found: Evidence, before: Part, after: Part) -> Change:
@@ -295,5 +375,5 @@ async def _check_share(found: Sequence[Evidence], observer: Observer, share: flo
 async def _too_few(table: Table, changed: int, observer: Observer, share: float) -> int | None:
     """How many rows a table has, if that is too few for so many to be changed."""
     enough = math.ceil(changed / max(share, LEAST_SHARE))
-    ((rows,),) = await observer.fetch(queries.count_rows(table.schema, table.name, enough))
-    return int(rows) if rows < enough else None
+    rows = int(await observer.run(queries.count_rows(table.schema, table.name, enough)) or b"0")
+    return rows if rows < enough else None

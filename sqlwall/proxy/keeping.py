@@ -7,13 +7,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from sqlwall.errors import StoreError
 from sqlwall.proxy.metrics import Counters
-from sqlwall.proxy.observer import Observer, Table
+from sqlwall.proxy.observer import Table
 from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import queries
@@ -209,14 +209,15 @@ class Pages:
         self._is_large = False
         self._writer.begin()
 
-    async def add(self, line: bytes) -> None:
-        """One more row of it."""
-        self._count(1, len(line))
-        self._lines.append(line)
-        self._bytes += len(line)
-        if self._bytes >= PAGE:
-            self._is_large = True
-            await asyncio.to_thread(self._flush)
+    async def add(self, lines: Iterable[bytes]) -> None:
+        """More rows of it: lines of COPY text without their ends."""
+        for line in lines:
+            self._count(1, len(line) + 1)
+            self._lines.append(line)
+            self._bytes += len(line) + 1
+            if self._bytes >= PAGE:
+                self._is_large = True
+                await asyncio.to_thread(self._flush)
 
     async def end(self) -> Part:
         """No more rows."""
@@ -243,7 +244,7 @@ class Pages:
     def _copy(self, kept: Emptied) -> Part:
         self._writer.begin()
         for line in cut_lines(kept.hold.read(kept.before)):
-            self._lines.append(line)
+            self._lines.append(line[:-1])
             self._bytes += len(line)
             if self._bytes >= PAGE:
                 self._flush()
@@ -252,14 +253,9 @@ class Pages:
     def _flush(self) -> None:
         lines, self._lines, self._bytes = self._lines, [], 0
         if lines:
-            self._writer.write(b"".join(lines), len(lines))
+            lines.append(b"")  # the last one has an end, too
+            self._writer.write(b"\n".join(lines), len(lines) - 1)
 
     def _end(self) -> Part:
         self._flush()
         return self._writer.end()
-
-
-async def lines_of(observer: Observer, sql: str) -> AsyncIterator[bytes]:
-    """Lines of COPY text without their ends."""
-    async for line in observer.copy(sql):
-        yield line.rstrip(b"\n")

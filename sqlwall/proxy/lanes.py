@@ -7,9 +7,11 @@ Whatever breaks here ends in an error for the client and in nothing forwarded (p
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from sqlwall.errors import SqlwallError, StoreError
@@ -47,6 +49,8 @@ _COMMIT = b"COMMIT"
 
 #: A client may send cancels as fast as it likes; each can hit one attempt.
 ROLLBACK_ATTEMPTS = 20
+#: Verdicts of one transaction that may be on their way to the record.
+BEGUN_LIMIT = 100
 
 
 class Line(Protocol):
@@ -89,6 +93,8 @@ class Lane:
         self._guard: Guard | None = None
         self._capture: Capture | None = None
         self._definitions: Definitions | None = None
+        self._begun: list[Future[None]] = []  # on their way to the record, to be there before the COMMIT
+        self._begun_of = -1  # the number of the transaction that they belong to
         self._prepared: Manifest | None = None
         self._notice = b""  # goes to the client once the COMMIT of what is prepared has succeeded
         keeper = line.keeper
@@ -134,8 +140,17 @@ class Lane:
         return segment
 
     async def _record(self, segment: Segment, event: str) -> None:
-        """Verdicts on writes, and refusals, are durable before their effect; reads are noted."""
+        """Verdicts on writes, and refusals, are durable before their effect; reads are noted.
+
+        The effect of a write is its COMMIT: until then its record may be on its way.
+        """
         recorder = self._line.recorder
+        if self._begun_of != self._session.transactions:
+            self._begun.clear()
+            self._begun_of = self._session.transactions
+        writes = self._session.has_written or any(
+            step.act in (Act.RECORD, Act.WRITE) for step in segment.steps
+        )
         for step in segment.steps:
             if step.act == Act.REFUSE:
                 if step.refusal is None:
@@ -143,12 +158,23 @@ class Lane:
                 else:
                     step.refusal = step.refusal.with_event(event)
                 await recorder.refusal(step, event)
-            elif step.act in (Act.RECORD, Act.WRITE, Act.COMMIT) or (
+                continue
+            is_gated = step.act in (Act.RECORD, Act.WRITE) or (step.act == Act.COMMIT and writes)
+            if is_gated or (
                 step.kind in (Kind.EXECUTE, Kind.QUERY)
                 and not recorder.read(step)
                 and not only_rolls_back(step)
             ):
-                await recorder.change(step, event)
+                begun = recorder.change(step, event)
+                if begun is not None:
+                    self._begun.append(begun)
+                if len(self._begun) > BEGUN_LIMIT or not (is_gated and recorder.is_healthy):
+                    await self._written()
+
+    async def _written(self) -> None:
+        """Wait for what is on its way to the record. Raises StoreError, again and again until the transaction ends."""
+        await self._line.recorder.written(self._begun)
+        self._begun.clear()
 
     # -- a Query, or a message that is answered like one
 
@@ -358,7 +384,7 @@ class Lane:
 
     async def _begin_ours(self) -> bytes:
         """Open a read-write transaction of ours and read the counters; the error if the server would not."""
-        error = (await self._ask(_BEGIN)).error or await self._note_baseline()
+        error = await self._note_baseline(_BEGIN)
         if error is None:
             return b""
         if self._ledger.status != _IDLE:
@@ -408,19 +434,20 @@ class Lane:
         policy = self._line.policy
         try:
             policy.refresh()
+            if self._guard is not None and self._has_baseline:
+                self._guard.look_ahead()
             outcome = await gate.examine_commit(
-                self._ask,
+                self._ask_texts,
                 self._baseline if self._has_baseline else None,
                 policy.ruleset,
                 policy.contexts,
                 holds=self._session.has_held_cursor,
                 rolled_back=self._session.has_rolled_back,
+                has_written=self._has_baseline,
                 guard=self._guard,
                 find=self._definitions.find if self._definitions is not None else None,
             )
-            if isinstance(outcome, gate.Passed):
-                self._prepare(outcome)
-            await self._line.recorder.gate(outcome, event)
+            await self._make_durable(outcome, event)
             if isinstance(outcome, gate.Passed):
                 if commit is None:
                     return b""
@@ -439,11 +466,36 @@ class Lane:
             logger.error("gate closed: %s", failure)
             self._line.recorder.count_closed()
             error = words.rolled_back(event).to_bytes()
+        finally:
+            if self._guard is not None:
+                self._guard.stop_looking()
         if self._ledger.status != _IDLE:
             await self._roll_back()
         self._settle(is_committed=False)
         self._baseline_of = -1
         return error
+
+    async def _make_durable(self, outcome: gate.Outcome, event: str) -> None:
+        """The record of a commit, its snapshot, and what led to it, before the COMMIT. Raises SqlwallError."""
+        recorder = self._line.recorder
+        taken = outcome.snapshot if isinstance(outcome, gate.Passed) else None
+        if taken is None:
+            await self._written()
+            await recorder.gate(outcome, event)
+            return
+        assert isinstance(outcome, gate.Passed)
+        self._prepare(taken.manifest, has_notice=outcome.notice)
+        kept, recorded = await asyncio.gather(
+            taken.keep(), recorder.gate(outcome, event), return_exceptions=True
+        )
+        if kept is not None:
+            self._prepared = None
+            if self._guard is not None:
+                self._guard.drop(taken.manifest)
+            raise kept
+        if recorded is not None:
+            raise recorded
+        await self._written()
 
     async def _roll_back(self) -> None:
         """Roll back, whatever cancels reach the server meanwhile. Raises SqlwallError if it stays impossible."""
@@ -453,11 +505,14 @@ class Lane:
                 return
         raise SqlwallError("a transaction could not be rolled back")
 
-    async def _note_baseline(self) -> Frame | None:
-        """Read the counters before the block's first write. An error, such as a cancel, is the client's answer."""
+    async def _note_baseline(self, *first: bytes) -> Frame | None:
+        """Read the counters before the block's first write; `first` are statements that run before.
+
+        An error, such as a cancel, is the client's answer.
+        """
         if self._has_baseline or self._ledger.status == _FAILED:
             return None  # in a failed block the counters are not to be had, and what the client says fails by itself
-        found = await gate.read_baseline(self._ask)
+        found = await gate.read_baseline(self._ask_texts, first)
         if isinstance(found, Frame):
             return found
         self._baseline = found
@@ -494,10 +549,10 @@ class Lane:
         await self._line.recorder.refusal(step, event)
         return step.refusal
 
-    def _prepare(self, passed: gate.Passed) -> None:
-        """The transaction will be committed, and its snapshot is durable."""
-        kept = self._prepared = passed.snapshot
-        if kept is not None and passed.notice:
+    def _prepare(self, kept: Manifest, *, has_notice: bool) -> None:
+        """The transaction will be committed once this snapshot is durable."""
+        self._prepared = kept
+        if has_notice:
             self._notice = words.snapshot_kept(kept.id, kept.rows, sorted(set(kept.relations)))
 
     def _settle(self, *, is_committed: bool) -> None:

@@ -6,6 +6,8 @@ Reads are noted in batches; refusals, verdicts on writes and the gate's outcomes
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from concurrent.futures import Future
 
 from sqlwall.errors import StoreError
 from sqlwall.proxy import gate
@@ -13,7 +15,7 @@ from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session.segment import Step
-from sqlwall.store.audit import AuditLog
+from sqlwall.store.audit import AuditLog, AuditState, Beside
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
 from sqlwall.store.stamp import new_ulid, utc_now
 
@@ -111,11 +113,32 @@ class Recorder:
             time=reads.since,
         )
 
-    async def change(self, step: Step, event: str) -> None:
-        """Put a verdict on the record before its effect. Raises StoreError if that cannot be."""
-        for verdict in step.verdicts[-1:]:
-            self._counters.statement(self._labels.agent, verdict.operation, "allow")
-            await self._durable(self._record(AuditKind.STATEMENT, step, verdict, event))
+    def change(self, step: Step, event: str) -> Future[None] | None:
+        """Begin to put a verdict on the record; `written` says when it is there. None if there is no verdict.
+
+        Raises StoreError if it is known already that it cannot be.
+        """
+        if not step.verdicts:
+            return None
+        verdict = step.verdicts[-1]
+        self._counters.statement(self._labels.agent, verdict.operation, "allow")
+        self.flush()
+        future = self._audit.submit(self._record(AuditKind.STATEMENT, step, verdict, event))
+        if future.done():
+            future.result()
+        return future
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the last record could be written: else each is waited for before anything runs."""
+        return self._audit.state is AuditState.HEALTHY
+
+    async def written(self, begun: Iterable[Future[None]]) -> None:
+        """Wait until what was begun is durable. Raises StoreError if that cannot be."""
+        for future in begun:
+            if not future.done():
+                await _durable(future)
+            future.result()
 
     async def refusal(self, step: Step, event: str) -> None:
         """Put a refusal on the record. Raises StoreError if that cannot be."""
@@ -126,10 +149,13 @@ class Recorder:
         operation = verdict.operation if verdict is not None else ""
         self._counters.statement(self._labels.agent, operation, "deny")
         self._counters.refusal(rule)
-        await self._durable(self._record(AuditKind.REFUSAL, step, verdict, event, rule))
+        await self._submit(self._record(AuditKind.REFUSAL, step, verdict, event, rule))
 
     async def gate(self, outcome: gate.Outcome, event: str) -> None:
-        """Put what the gate found on the record, before the commit. Raises StoreError if that cannot be."""
+        """Put what the gate found on the record, before the commit, and its snapshot into the index.
+
+        Raises StoreError if that cannot be.
+        """
         if isinstance(outcome, gate.Passed):
             self._counters.gate("nothing-written" if outcome.xid is None else "passed")
             if outcome.xid is None:
@@ -141,9 +167,10 @@ class Recorder:
             self._counters.gate("refused")
             self._counters.refusal(outcome.rule)
         refused = isinstance(outcome, gate.Refused)
-        kept = outcome.snapshot if isinstance(outcome, gate.Passed) else None
+        taken = outcome.snapshot if isinstance(outcome, gate.Passed) else None
+        kept = taken.manifest if taken is not None else None
         labels = self._labels
-        await self._durable(
+        await self._submit(
             AuditRecord(
                 AuditKind.OUTCOME,
                 agent=labels.agent,
@@ -158,7 +185,8 @@ class Recorder:
                 outcome="rolled back" if refused else "committing",
                 rows=kept.rows if kept else None,
                 event=event,
-            )
+            ),
+            taken.enter if taken is not None else None,
         )
 
     def note(
@@ -184,12 +212,9 @@ class Recorder:
         """A segment was refused because something of ours is broken."""
         self._counters.refusal("closed")
 
-    async def _durable(self, record: AuditRecord) -> None:
+    async def _submit(self, record: AuditRecord, beside: Beside | None = None) -> None:
         self.flush()
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self._audit.submit(record)), DURABLE_TIMEOUT)
-        except TimeoutError as error:
-            raise StoreError(f"the audit log did not answer within {DURABLE_TIMEOUT:.0f} s") from error
+        await _durable(self._audit.submit(record, beside))
 
     def _record(
         self, kind: AuditKind, step: Step, verdict: Verdict | None, event: str, rule: str = ""
@@ -216,3 +241,10 @@ class Recorder:
             sqlstate=refusal.sqlstate if refusal is not None else None,
             event=event,
         )
+
+
+async def _durable(future: Future[None]) -> None:
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(future), DURABLE_TIMEOUT)
+    except TimeoutError as error:
+        raise StoreError(f"the audit log did not answer within {DURABLE_TIMEOUT:.0f} s") from error

@@ -8,17 +8,18 @@ before-image.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from sqlwall.proxy.keeping import Emptied, Findings, Refusal, ServerError, Uncovered, lines_of
+from sqlwall.proxy.keeping import Emptied, Findings, Refusal, ServerError, Uncovered
 from sqlwall.proxy.observer import ForeignKey, Observer, Table
 from sqlwall.rules.verdict import Limits
 from sqlwall.session.internal import Answer
 from sqlwall.snapshot import proof, queries
 from sqlwall.snapshot.images import Tid, batches, read_tid
 from sqlwall.snapshot.tids import TidSet
-from sqlwall.snapshot.witness import Write
+from sqlwall.snapshot.witness import Moment, Write
 
 #: Row versions that are asked about at a time.
 BATCH = 1000
@@ -28,9 +29,34 @@ SCAN_LIMIT = 1 << 30
 TAIL = 64
 BLOCK = 8192
 #: Isolation levels in which each statement has a snapshot of its own.
-_FRESH = frozenset({b"read committed", b"read uncommitted"})
+_FRESH = frozenset({"read committed", "read uncommitted"})
+#: Bytes of images that are held until the proof is had; others are asked for again. Each costs so many more.
+IMAGES_LIMIT = 8 << 20
+IMAGE_OVERHEAD = 100
 
 Ask = Callable[[Sequence[bytes]], Awaitable[list[Answer]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What the observer said while the agent's session was asked for the witnesses: tables by object id, and which of
+    their first candidates, a batch at most, stood there.
+    """
+
+    tables: Mapping[int, Table]
+    standing: Mapping[int, Collection[bytes]]
+
+
+async def look_ahead(observer: Observer, candidates: Mapping[str, Iterable[Tid]]) -> Ahead:
+    """Ask about the tables in which rows were captured."""
+    tables = await observer.tables([int(oid) for oid in candidates])
+    standing: dict[int, Collection[bytes]] = {}
+    for oid, table in tables.items():
+        if table.is_readable:
+            first = list(islice(candidates[str(oid)], BATCH))
+            sql = queries.observe_again(table.schema, table.name, first)
+            standing[oid] = await _gather(observer, sql)
+    return Ahead(tables, standing)
 
 
 @dataclass(slots=True)
@@ -44,6 +70,10 @@ class Evidence:
     gone: TidSet = field(default_factory=TidSet)
     came: TidSet = field(default_factory=TidSet)
     doubtful: dict[Tid, None] = field(default_factory=dict)  # left out: others may have written them since
+    #: What was brought along with other answers: images of gone rows, newest versions of rows, images of those.
+    before: dict[Tid, bytes] = field(default_factory=dict)
+    heirs: dict[Tid, Tid] = field(default_factory=dict)
+    after: dict[Tid, bytes] = field(default_factory=dict)
     proof: proof.Proof = proof.Proof.COUNTED
     emptied: Emptied | None = None  # by a TRUNCATE: what was there before it
 
@@ -61,36 +91,48 @@ class Evidence:
 
 
 class Search:
-    """The search of one transaction. `candidates` are the row versions that captures have listed, by table.
+    """The search of one transaction. `candidates` are the row versions that captures have listed, by table; `ahead` is
+    what is known of them already.
 
     Raises Refusal for what stays unexplained, ServerError for an error on the agent's session.
     """
 
     def __init__(
-        self, ask: Ask, observer: Observer, limits: Limits, candidates: Mapping[str, Iterable[Tid]]
+        self,
+        ask: Ask,
+        observer: Observer,
+        limits: Limits,
+        candidates: Mapping[str, Iterable[Tid]],
+        ahead: Ahead | None,
     ) -> None:
         self._ask = ask
         self._observer = observer
         self._limits = limits
         self._candidates = candidates
+        self._ahead = ahead if ahead is not None else Ahead({}, {})
+        self._room = IMAGES_LIMIT
 
-    async def changes(self, xid: int, writes: Sequence[Write], findings: Findings) -> list[Evidence]:
+    async def changes(
+        self, xid: int, moment: Moment, writes: Sequence[Write], findings: Findings
+    ) -> list[Evidence]:
         """The tables in which it changed any row, and which. `findings` has those that it emptied."""
-        found = await self._known(xid, writes, findings)
+        found = await self._known(xid, moment, writes, findings)
         await self._find_gone([evidence for evidence in found if evidence.emptied is None])
         for evidence in found:
             await self._find_came(evidence)
         return [evidence for evidence in found if evidence.lost or evidence.came]
 
-    async def _known(self, xid: int, writes: Sequence[Write], findings: Findings) -> list[Evidence]:
+    async def _known(
+        self, xid: int, moment: Moment, writes: Sequence[Write], findings: Findings
+    ) -> list[Evidence]:
         """What must be known of the tables before their rows can be found."""
-        if not writes:
-            return []
         emptied = findings.emptied
-        tables = await self._observer.tables([int(write.oid) for write in writes if write.oid not in emptied])
+        tables = dict(self._ahead.tables)
+        wanted = {int(write.oid) for write in writes if write.oid not in emptied}
+        if not wanted <= tables.keys():
+            tables |= await self._observer.tables(sorted(wanted - tables.keys()))
         tables |= {kept.table.oid: kept.table for kept in emptied.values()}
-        answer = await self._one(queries.reading_rights(write.oid for write in writes))
-        rights = {row[0]: row[1:] for row in answer.rows}
+        horizon = proof.Horizon(moment.oldest, moment.isolation not in _FRESH)
         found: list[Evidence] = []
         for write in writes:
             table = tables.get(int(write.oid))
@@ -99,15 +141,13 @@ class Search:
             if not table.is_readable:
                 reason = "the observer may not read all of it; sqlwall provision helps"
                 raise Refusal(Uncovered(reason, write.label, "privilege"))
-            may_read, is_filtered, isolation, oldest = rights[write.oid.encode()]
             asking = queries.Direct(table.schema, table.name, table.columns, xid)
-            if (may_read, is_filtered) != (b"true", b"false"):
+            if not write.rights.reads_all:
                 if not self._observer.has_helpers:
-                    why = "row security hides rows from" if may_read == b"true" else "it may not be read by"
+                    why = "row security hides rows from" if write.rights.may_read else "it may not be read by"
                     reason = f"{why} the agent's role; sqlwall provision helps"
                     raise Refusal(Uncovered(reason, write.label, "privilege"))
                 asking = queries.Helped(table.oid, table.columns, xid)
-            horizon = proof.Horizon(int(oldest or b"0"), isolation not in _FRESH)
             found.append(Evidence(write, table, asking, horizon, emptied=emptied.get(write.oid)))
         return found
 
@@ -127,7 +167,8 @@ class Search:
             outcome = proof.prove_before(evidence.write.deltas, len(evidence.gone), is_complete=False)
             assert isinstance(outcome, proof.NotCovered)
             self._check_scan(evidence, outcome.reason)
-            evidence.gone.clear()
+            for known in (evidence.gone, evidence.before, evidence.heirs, evidence.after):
+                known.clear()
             await self._scan_gone(evidence)
             if evidence.doubtful:
                 await self._settle_doubts(evidence)
@@ -146,8 +187,11 @@ class Search:
         snapshot, it must first be certain that it once did.
         """
         known = len(evidence.gone)
+        standing = self._ahead.standing.get(evidence.table.oid) if is_seen else None
         for some in batches((tid for tid in tids if tid not in evidence.gone), BATCH):
-            for tid, xmin in await self._gone_of(evidence, some):
+            gone = await self._gone_of(evidence, some, standing, is_seen=is_seen)
+            standing = None  # of the first batch only
+            for tid, xmin in gone:
                 if is_seen or evidence.horizon.reaches(xmin):
                     evidence.gone.add(tid)
                 else:
@@ -170,14 +214,14 @@ class Search:
                 asked.update((key, tid) for tid in new)
                 for some in batches(new, BATCH):
                     sql = queries.observe_children(child.table.names, parent.table.names, key.pairs, some)
-                    tids = [read_tid(line) async for line in lines_of(self._observer, sql)]
+                    tids = list(map(read_tid, await _gather(self._observer, sql)))
                     has_grown = await self._add_gone(child, tids) or has_grown
 
     async def _scan_gone(self, found: Evidence) -> None:
         sql = queries.observe_touched(found.table.schema, found.table.name)
         touched = TidSet()
-        async for line in lines_of(self._observer, sql):
-            touched.add(read_tid(line))
+        async for lines in self._observer.pages(sql):
+            touched.update(map(read_tid, lines))
         await self._add_gone(found, touched)
 
     async def _settle_doubts(self, found: Evidence) -> None:
@@ -188,12 +232,12 @@ class Search:
         pid = int((await self._one(queries.PID)).rows[0][0] or b"0")
         for tids in batches(list(found.doubtful), BATCH):
             sql = queries.observe_ends(table.schema, table.name, tids, found.asking.xid, pid)
-            ends = [line.rpartition(b"\t") async for line in lines_of(self._observer, sql)]
+            ends = [line.rpartition(b"\t") for line in await _gather(self._observer, sql)]
             listed = [_address(version)[0] for version, _, _ in ends]
             answer = await self._one(found.asking.successors(listed))
-            newest = [read_tid(row[0] or b"") for row in answer.rows]  # in the order of what was asked
+            newest = _tids(answer)  # in the order of what was asked
             again = queries.observe_again(table.schema, table.name, listed)
-            standing = {line async for line in lines_of(self._observer, again)}
+            standing = set(await _gather(self._observer, again))
             is_settled = set(tids) - set(listed)
             for tid, heir, (version, _, is_foreign) in zip(listed, newest, ends, strict=True):
                 if heir != tid and version in standing:
@@ -203,21 +247,65 @@ class Search:
             for tid in is_settled:
                 del found.doubtful[tid]
 
-    async def _gone_of(self, found: Evidence, tids: Sequence[Tid]) -> list[tuple[Tid, int]]:
-        """The sandwich: which of these rows are there for others and gone for the agent's transaction, with xmin."""
+    async def _gone_of(
+        self,
+        found: Evidence,
+        tids: Sequence[Tid],
+        standing: Collection[bytes] | None,
+        *,
+        is_seen: bool,
+    ) -> list[tuple[Tid, int]]:
+        """The sandwich: which of these rows are there for others and gone for the agent's transaction, with xmin.
+
+        `standing` is its first layer, if that is known. Of rows that the transaction has listed itself nearly all will
+        be gone, so that their images and successors are brought along, as far as there is room for them.
+        """
         table = found.table
-        sql = queries.observe_again(table.schema, table.name, tids)
-        before = {line async for line in lines_of(self._observer, sql)}
-        if not before:
+        if standing is None:
+            standing = await _gather(self._observer, queries.observe_again(table.schema, table.name, tids))
+        if not standing:
             return []
-        seen = [_address(line)[0] for line in before]
-        answer = await self._one(found.asking.visible(seen))
-        visible = {read_tid(row[0] or b"") for row in answer.rows}
-        missing = [tid for tid in seen if tid not in visible]
+        seen = [_address(line) for line in standing]
+        visible = await self._visible(found, [tid for tid, _ in seen], is_seen=is_seen)
+        missing = {tid: xmin for tid, xmin in seen if tid not in visible}
         if not missing:
             return []
-        again = queries.observe_again(table.schema, table.name, missing)
-        return [_address(line) async for line in lines_of(self._observer, again) if line in before]
+        brings = is_seen and self._room > 0
+        columns = table.columns if brings else ()
+        gone: list[tuple[Tid, int]] = []
+        again = queries.observe_rows(table.schema, table.name, columns, missing)
+        async for lines in self._observer.pages(again):
+            for line in lines:
+                address, xmin, *image = line.split(b"\t", 2)
+                tid = read_tid(address)
+                if missing[tid] != int(xmin):
+                    continue
+                gone.append((tid, missing[tid]))
+                if brings:
+                    self._bring(found.before, tid, image[0] if image else b"")
+        return gone
+
+    async def _visible(self, found: Evidence, tids: Sequence[Tid], *, is_seen: bool) -> Collection[Tid]:
+        """Which of these rows the agent's transaction still sees."""
+        texts = [found.asking.visible(tids)]
+        has_heirs = is_seen and found.write.deltas.updated > 0
+        if has_heirs:
+            texts.append(found.asking.successors(tids))
+            if self._room > 0:
+                texts += looking(found.asking.heir_images(tids))
+        answers = await self._all(texts)
+        if has_heirs:
+            found.heirs.update(zip(tids, _tids(answers[1]), strict=True))
+        if len(answers) > 2:
+            images = answers[2 + IMAGES_PLACE]
+            for tid, image in found.asking.read_images(images.rows, images.lines):
+                self._bring(found.after, tid, image)
+        return set(_tids(answers[0]))
+
+    def _bring(self, images: dict[Tid, bytes], tid: Tid, image: bytes) -> None:
+        if self._room > 0:
+            self._room -= len(image) + IMAGE_OVERHEAD
+            images[tid] = image
 
     async def _find_came(self, found: Evidence) -> None:
         """The rows that the transaction left in the place of others, and those that it added."""
@@ -227,16 +315,22 @@ class Search:
             return
         heirs = found.came
         if deltas.updated:
-            for tids in batches(found.gone, BATCH):
+            known, unknown = found.heirs, [tid for tid in found.gone if tid not in found.heirs]
+            heirs.update(
+                heir
+                for tid, heir in known.items()
+                if heir != tid and tid in found.gone and heir not in found.gone
+            )
+            for tids in batches(unknown, BATCH):
                 answer = await self._one(found.asking.successors(tids))
-                heirs.update(tid for row in answer.rows if (tid := read_tid(row[0] or b"")) not in found.gone)
+                heirs.update(tid for tid in _tids(answer) if tid not in found.gone)
         if deltas.inserted:
             await self._find_added(found, heirs)
 
     async def _find_left(self, found: Evidence) -> None:
         """What stands in a table that the transaction has emptied: all of it is its own."""
         answer = await self._one(found.asking.own(0))
-        found.came.update(read_tid(row[0] or b"") for row in answer.rows)
+        found.came.update(_tids(answer))
         if len(found.came) > found.write.deltas.inserted:
             reason = (
                 f"{len(found.came)} rows were added, but the server counted {found.write.deltas.inserted}"
@@ -260,7 +354,7 @@ class Search:
         self, found: Evidence, heirs: TidSet, first_block: int
     ) -> proof.Proof | proof.NotCovered:
         answer = await self._one(found.asking.own(first_block))
-        own = TidSet(read_tid(row[0] or b"") for row in answer.rows)
+        own = TidSet(_tids(answer))
         added = sum(tid not in heirs for tid in own)
         outcome = proof.prove_after(found.write.deltas, added, is_complete=not first_block)
         if not isinstance(outcome, proof.NotCovered):
@@ -275,10 +369,43 @@ class Search:
             raise Refusal(Uncovered(what, found.write.label, "too-large"))
 
     async def _one(self, sql: bytes) -> Answer:
-        (answer,) = await self._ask((sql,))
-        if answer.error is not None:
-            raise ServerError(answer.error)
+        (answer,) = await self._all((sql,))
         return answer
+
+    async def _all(self, texts: Sequence[bytes]) -> list[Answer]:
+        answers = await self._ask(texts)
+        for answer in answers:
+            if answer.error is not None:
+                raise ServerError(answer.error)
+        return answers
+
+
+#: Where the answer to what is looked for stands among those to `looking`.
+IMAGES_PLACE = 2
+
+
+def looking(sql: bytes) -> tuple[bytes, ...]:
+    """A question for images on the agent's session, under settings that its client never sees changed.
+
+    One pipeline up to Sync, so that no ParameterStatus is sent in between; ROLLBACK TO brings the settings back.
+    """
+    return (
+        b"SAVEPOINT _sqlwall_images",
+        queries.exact_settings(),
+        sql,
+        b"ROLLBACK TO SAVEPOINT _sqlwall_images",
+        b"RELEASE SAVEPOINT _sqlwall_images",
+    )
+
+
+async def _gather(observer: Observer, sql: str) -> list[bytes]:
+    """All lines of a COPY TO STDOUT."""
+    return [line async for lines in observer.pages(sql) for line in lines]
+
+
+def _tids(answer: Answer) -> list[Tid]:
+    """The answer to a question for addresses."""
+    return [read_tid(row[0] or b"") for row in answer.rows]
 
 
 def _address(line: bytes) -> tuple[Tid, int]:

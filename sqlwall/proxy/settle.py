@@ -1,7 +1,8 @@
 """What became of transactions whose COMMIT was never seen answered: the server is asked, by their ids.
 
-A snapshot is durable before COMMIT is sent, and its outcome is noted after. Whatever ends in between, the wall, the
-server or the line, leaves it *prepared*, and `pg_xact_status` tells the truth later (DESIGN, decision 8).
+A snapshot is durable, index and blob, before COMMIT is sent, and its outcome is noted after. Whatever ends in
+between, the wall, the server or the line, leaves it *prepared*, and `pg_xact_status` tells the truth later (DESIGN,
+decision 8).
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ async def _settle(record: SnapshotRecord, snapshots: Snapshots, observer: Observ
         return False
     ((status,),) = await observer.fetch(queries.STATUS, (record.xid,))
     state = _OUTCOMES.get(status or "")
+    if state is SnapshotState.COMMITTED and not await asyncio.to_thread(snapshots.has_blob, record):
+        # COMMIT is sent once the blob is there: without it, the id has become another transaction's, or it was lost.
+        logger.warning("snapshot %s has no blob: what became of its transaction is not known", record.id)
+        state = status = None
     if state is None:
         if status is None and record.state is not SnapshotState.UNKNOWN:
             await asyncio.to_thread(snapshots.settle, record.id, SnapshotState.UNKNOWN)

@@ -182,7 +182,7 @@ class Truncations:
                     rows += 1
                     if bound is not None and rows > bound:
                         return TooMany(bound)
-                    await pages.add(line)
+                    await pages.add((line[:-1],))
             part = await pages.end()
             if limits.share is not None and limits.share < 1 and part.rows > 1:
                 what = f"all {part.rows} rows are more than {limits.share:.0%} of the table"

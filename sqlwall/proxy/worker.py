@@ -104,7 +104,7 @@ class Worker:
         self._verdicts = VerdictCaches()
         self._catalogs: dict[str, CatalogCache] = {}
         self._sandbox = ParserSandbox()
-        self.keeper = _keeper(config, engine, self.tasks, self.counters)
+        self.keeper = _keeper(config, engine, self.audit, self.tasks, self.counters)
         self.counters.watch("cache_hits", lambda: self._facts.hits)
         self.counters.watch("cache_misses", lambda: self._facts.misses)
         self.counters.watch("sandbox_deaths", lambda: self._sandbox.deaths)
@@ -404,10 +404,12 @@ class Worker:
         self._agent_rulesets[agent] = ruleset
 
 
-def _keeper(config: Config, engine: Engine, tasks: TaskSet, counters: Counters) -> Keeper | None:
+def _keeper(
+    config: Config, engine: Engine, audit: AuditLog, tasks: TaskSet, counters: Counters
+) -> Keeper | None:
     """What takes snapshots; None where the configuration wants none: then no write that needs one is let through."""
     if not config.snapshots.url:
         return None
     settings = UpstreamSettings.of(config.observing, config.timeouts.upstream_connect)
     snapshots = Snapshots.of(config.snapshots, engine)
-    return Keeper(Observers(settings.conninfo), snapshots, CaptureTexts(), tasks, counters)
+    return Keeper(Observers(settings.conninfo), snapshots, audit, CaptureTexts(), tasks, counters)

@@ -17,13 +17,20 @@ from sqlwall.wire.frames import Frame, FrameReader, Side
 
 Row = tuple[bytes | None, ...]
 
+_COPY_DATA = ord("d")
+#: Bytes of a message before its body: type and length.
+_HEAD = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one of our statements came to: its rows, or the server's error."""
+    """What one of our statements came to: its rows, or the lines of a COPY TO STDOUT without their ends, or the
+    server's error. Nothing at all, if the server skipped it behind another's error.
+    """
 
     rows: tuple[Row, ...]
     error: Frame | None
+    lines: tuple[bytes, ...] = ()
 
 
 class Internal:
@@ -78,10 +85,15 @@ class Internal:
                 return Answer((), _error_of(expectation))
         reader = FrameReader(Side.BACKEND)
         rows: list[Row] = []
+        lines: list[bytes] = []
         for expectation in self._expectations:
             for data in expectation.data:
-                rows.extend(decode_data_row(frame) for frame in reader.feed(data))
-        return Answer(tuple(rows), None)
+                for frame in reader.feed(data):
+                    if frame.type_code == _COPY_DATA:
+                        lines.append(frame.raw[_HEAD:-1])
+                    else:
+                        rows.append(decode_data_row(frame))
+        return Answer(tuple(rows), None, tuple(lines))
 
 
 class TypesOfStatement:

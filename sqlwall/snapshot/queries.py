@@ -12,9 +12,11 @@ from typing import Final
 from sqlwall.snapshot.images import (
     EXACT_SETTINGS,
     Tid,
+    copy_line,
     qualify,
     quote_identifier,
     quote_literal,
+    read_tid,
     tid_array,
     tid_text,
 )
@@ -178,26 +180,10 @@ WHERE n.nspname OPERATOR(pg_catalog.=) '_sqlwall'::pg_catalog.name AND p.prosecd
 HELPER_COUNT: Final = 4
 
 
-def reading_rights(oids: Iterable[str]) -> bytes:
-    """On the agent's session: whether it may read each relation whole, by privilege and row security.
-
-    In every row the transaction's isolation level and the xmin of its snapshot, too.
-    """
-    listed = ",".join(str(int(oid)) for oid in oids)
-    return (
-        "SELECT o.oid::pg_catalog.text,"
-        " pg_catalog.has_table_privilege(o.oid, 'SELECT')::pg_catalog.text,"
-        " pg_catalog.row_security_active(o.oid)::pg_catalog.text,"
-        " pg_catalog.current_setting('transaction_isolation'),"
-        " pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text"
-        f" FROM pg_catalog.unnest('{{{listed}}}'::pg_catalog.oid[]) AS o (oid)"
-    ).encode()
-
-
 class Direct:
     """On the agent's session, with the rights of its role: which row versions its transaction sees, and what it wrote.
 
-    Answers are rows of one address each; `own_images` has the address first, then the values in their text form.
+    Answers are rows of one address each; those with images are for `read_images`.
     """
 
     def __init__(self, schema: str, name: str, columns: Sequence[Column], xid: int) -> None:
@@ -241,15 +227,29 @@ class Direct:
 
     def own_images(self, tids: Iterable[Tid]) -> bytes:
         """The rows at these addresses."""
+        return self._images(tid_array(tids))
+
+    def heir_images(self, tids: Iterable[Tid]) -> bytes:
+        """The newest versions of the rows at these addresses."""
+        return self._images(f"ARRAY({self.successors(tids).decode()})")
+
+    def _images(self, tids: str) -> bytes:
         listed = "".join(f", t.{quote_identifier(column.name)}" for column in self._columns)
         return (
-            f"SELECT t.ctid{listed} FROM ONLY {self._relation} AS t"
-            f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})"
+            f"COPY (SELECT t.ctid{listed} FROM ONLY {self._relation} AS t"
+            f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tids})) TO STDOUT"
         ).encode()
 
-    def read_images(self, rows: Iterable[Row]) -> list[Row]:
-        """The values of each row in the answer to `own_images`."""
-        return [tuple(row[1:]) for row in rows]
+    def read_images(self, rows: Iterable[Row], lines: Iterable[bytes]) -> list[tuple[Tid, bytes]]:
+        """Address and image of each row, a line of COPY text without its end, from the answer to a question for images.
+
+        `rows` and `lines` are what it consists of.
+        """
+        found = []
+        for line in lines:
+            tid, _, image = line.partition(b"\t")
+            found.append((read_tid(tid), image))
+        return found
 
 
 class Helped(Direct):
@@ -274,19 +274,22 @@ class Helped(Direct):
             f"SELECT f.* FROM _sqlwall.own({self._oid}, {self.xid}::pg_catalog.int8, {first}) AS f".encode()
         )
 
-    def own_images(self, tids: Iterable[Tid]) -> bytes:
-        """See `Direct`: here one row for each value, with the number of its column."""
+    def _images(self, tids: str) -> bytes:
+        """Here one row for each value, with the number of its column."""
         return (
             f"SELECT f.tid, f.place, f.value FROM _sqlwall.own_images({self._oid}, {self.xid}::pg_catalog.int8,"
-            f" {tid_array(tids)}) AS f"
+            f" {tids}) AS f"
         ).encode()
 
-    def read_images(self, rows: Iterable[Row]) -> list[Row]:
+    def read_images(self, rows: Iterable[Row], lines: Iterable[bytes]) -> list[tuple[Tid, bytes]]:
         """See `Direct`."""
-        found: dict[bytes | None, dict[int, bytes | None]] = {}
+        found: dict[bytes, dict[int, bytes | None]] = {}
         for tid, place, value in rows:
-            found.setdefault(tid, {})[int(place or b"0")] = value
-        return [tuple(values[column.number] for column in self._columns) for values in found.values()]
+            found.setdefault(tid or b"", {})[int(place or b"0")] = value
+        return [
+            (read_tid(tid), copy_line([values[column.number] for column in self._columns])[:-1])
+            for tid, values in found.items()
+        ]
 
 
 def exact_settings() -> bytes:

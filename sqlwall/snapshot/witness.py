@@ -23,29 +23,30 @@ _COUNTERS: Final = (
     b" pg_catalog.pg_stat_get_xact_tuples_updated(c.oid)::pg_catalog.text,"
     b" pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid)::pg_catalog.text"
 )
-#: Modes that a reader never takes. RowShareLock (SELECT FOR UPDATE) assigns an id and changes no row.
-_MODES: Final = (
-    b"ARRAY['RowExclusiveLock','ShareUpdateExclusiveLock','ShareLock','ShareRowExclusiveLock','ExclusiveLock',"
-    b"'AccessExclusiveLock']::pg_catalog.text[]"
-)
-_MINE: Final = (
-    b"SELECT l.relation, l.mode FROM pg_catalog.pg_locks l"
+#: Locked as SELECT FOR UPDATE does it, which assigns an id and changes no row.
+_ROW_LOCKS: Final = "RowShareLock"
+#: One row per relation and mode that a reader never takes, with a NULL for the name of one that is gone, and whether
+#: the agent's role may read all of it, and whether anything on it can wait for the end of the transaction.
+_LOCKED: Final = (
+    b"SELECT l.relation::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
+    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", l.mode,"
+    b" (pg_catalog.has_table_privilege(c.oid, 'SELECT') AND NOT pg_catalog.row_security_active(c.oid))"
+    b"::pg_catalog.text, pg_catalog.has_table_privilege(c.oid, 'SELECT')::pg_catalog.text,"
+    b" (EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid"
+    b" AND t.tgdeferrable))::pg_catalog.text"
+    b" FROM pg_catalog.pg_lock_status() l LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) l.relation"
+    b" LEFT JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
     b" WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
     b" AND l.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text"
-)
-_LOCKED: Final = (
-    b"SELECT c.oid::pg_catalog.text, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
-    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", w.modes"
-    b" FROM (SELECT m.relation, pg_catalog.string_agg(DISTINCT m.mode, ','::pg_catalog.text) AS modes FROM mine m"
-    b" WHERE m.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b") GROUP BY m.relation) w"
-    b" JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.relation"
-    b" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+    b" AND l.mode OPERATOR(pg_catalog.=) ANY (ARRAY['RowShareLock','RowExclusiveLock','ShareUpdateExclusiveLock',"
+    b"'ShareLock','ShareRowExclusiveLock','ExclusiveLock','AccessExclusiveLock']::pg_catalog.text[])"
 )
 #: Catalogs release their locks early: only their counters tell of GRANT, CREATE, lo_unlink (MECHANICS, section 14).
 #: PostgreSQL's own have object ids below FirstNormalObjectId (access/transam.h), and an index on these finds them.
 _CATALOGS: Final = (
     b"SELECT c.oid::pg_catalog.text, 'pg_catalog'::pg_catalog.text, c.relname::pg_catalog.text,"
-    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", NULL::pg_catalog.text FROM pg_catalog.pg_class c"
+    b" c.relkind::pg_catalog.text, " + _COUNTERS + b", NULL::pg_catalog.text, NULL::pg_catalog.text,"
+    b" NULL::pg_catalog.text, NULL::pg_catalog.text FROM pg_catalog.pg_class c"
     b" WHERE c.oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid"
     b" AND c.relnamespace OPERATOR(pg_catalog.=) 11::pg_catalog.oid"
     b" AND c.relkind OPERATOR(pg_catalog.=) 'r'::pg_catalog.\"char\""
@@ -53,22 +54,15 @@ _CATALOGS: Final = (
     b" OR pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.>) 0"
     b" OR pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) OPERATOR(pg_catalog.>) 0)"
 )
-#: What the open transaction has locked for writing, and which catalogs it has changed, one row per relation. A relation
-#: that was created and dropped again is in pg_locks without a name, and counted in the row "gone"; the row "rows"
-#: counts relations locked as SELECT FOR UPDATE does. Both are always there: an answer without them is not complete.
-WITNESS_QUERY: Final = (
-    b"WITH mine AS MATERIALIZED ("
-    + _MINE
-    + b") "
-    + _LOCKED
-    + b" UNION ALL "
-    + _CATALOGS
-    + b" UNION ALL SELECT 'gone', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL FROM mine m"
-    b" WHERE m.mode OPERATOR(pg_catalog.=) ANY (" + _MODES + b")"
-    b" AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) m.relation)"
-    b" UNION ALL SELECT 'rows', '', '', '', pg_catalog.count(*)::pg_catalog.text, '0', '0', NULL FROM mine m"
-    b" WHERE m.mode OPERATOR(pg_catalog.=) 'RowShareLock'::pg_catalog.text"
+#: The last row: the transaction's isolation level and the xmin of its snapshot. An answer without it is not complete.
+_END: Final = (
+    b"SELECT 'end', pg_catalog.current_setting('transaction_isolation'),"
+    b" pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text,"
+    b" NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 )
+#: What the open transaction has locked for writing, and which catalogs it has changed. The server plans it anew each
+#: time, since what it has prepared in the agent's session code of the agent's could prepare otherwise: so it is short.
+WITNESS_QUERY: Final = _LOCKED + b" UNION ALL " + _CATALOGS + b" UNION ALL " + _END
 #: The counters before the first write. Those of ordinary tables are read for every relation that has any, since what
 #: will be written is not known yet.
 BASELINE_QUERY: Final = (
@@ -89,18 +83,43 @@ _DEFINING: Final = frozenset(
 #: What a table's three counters count, in this order.
 _COUNTED: Final = (Operation.INSERT, Operation.UPDATE, Operation.DELETE)
 
+_NO_MODES: Final[frozenset[str]] = frozenset()
+
 Row = Sequence[bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Rights:
+    """Whether the agent's role may read a relation, and whether all of it, past row security."""
+
+    may_read: bool
+    reads_all: bool
+
+
+NO_RIGHTS: Final = Rights(may_read=False, reads_all=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Of the transaction: its isolation level, and the oldest transaction that its snapshot sees as open."""
+
+    isolation: str = ""
+    oldest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Witness:
-    """What one relation tells: rows inserted, updated, deleted, counted since the counters were last flushed."""
+    """What one relation tells: rows inserted, updated, deleted, counted since the counters were last flushed.
+
+    `rights` is what the agent's role may do with it, as far as it was asked.
+    """
 
     schema: str
     name: str
     kind: str
     counts: tuple[int, int, int]
     modes: frozenset[str]
+    rights: Rights = field(default=NO_RIGHTS, compare=False)
 
     @property
     def label(self) -> str:
@@ -110,15 +129,18 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """All of them, by object id. `gone` counts locked relations without a name, `row_locks` FOR UPDATE and its like.
+    """All of them, by object id. `gone` counts locks of relations without a name, `row_locks` FOR UPDATE and its like.
 
-    `is_complete` says that the whole answer to WITNESS_QUERY is in; a baseline never is.
+    `is_complete` says that the whole answer to WITNESS_QUERY is in; a baseline never is. `can_defer` says that a
+    relation that was written or locked has a trigger or constraint that can wait for the end of the transaction.
     """
 
     relations: Mapping[str, Witness] = field(default_factory=dict)
     gone: int = 0
     row_locks: int = 0
     is_complete: bool = False
+    can_defer: bool = field(default=False, compare=False)
+    moment: Moment = field(default=Moment(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +154,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What the server counted for one table that a snapshot has to cover. `oid` is its object id in decimal."""
+    """What the server counted for one table that a snapshot has to cover, and what the agent's role may read of it.
+
+    `oid` is its object id in decimal.
+    """
 
     oid: str
     schema: str
     name: str
     deltas: Deltas
+    rights: Rights = NO_RIGHTS
 
     @property
     def label(self) -> str:
@@ -167,21 +193,34 @@ Permitted = Callable[[Operation, str, str], Decision]
 def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
     """The answer to WITNESS_QUERY or BASELINE_QUERY. Raises ValueError if it is not one."""
     relations: dict[str, Witness] = {}
-    totals: dict[str, int] = {}
+    gone = row_locks = 0
+    can_defer = False
+    moment: Moment | None = None
     for row in rows:
-        oid, schema, name, kind, inserted, updated, deleted, modes = [
-            value.decode() if value is not None else "" for value in row
-        ]
-        if oid in {"gone", "rows"}:
-            totals[oid] = int(inserted)
+        if row[0] == b"end":
+            moment = Moment(_text(row[1]), int(row[2] or b""))
+            continue
+        oid, schema, name, kind, inserted, updated, deleted, mode, *more = map(_text, row)
+        reads_all, may_read, defers = more or ("", "", "")
+        can_defer = can_defer or defers == "true"
+        if mode == _ROW_LOCKS:
+            row_locks += 1
+            continue
+        if mode and not name:
+            gone += 1
             continue
         counts = (int(inserted), int(updated), int(deleted))
-        found = frozenset(mode for mode in modes.split(",") if mode)
         known = relations.get(oid)
-        if known is not None:
-            found |= known.modes
-        relations[oid] = Witness(schema, name, kind, counts, found)
-    return Witnesses(relations, totals.get("gone", 0), totals.get("rows", 0), len(totals) == 2)
+        modes = known.modes if known is not None else _NO_MODES
+        rights = Rights(may_read == "true", reads_all == "true")
+        relations[oid] = Witness(schema, name, kind, counts, modes | {mode} if mode else modes, rights)
+    # What messages should name comes first: what is locked, a table before its TOAST table, which was made after it.
+    ordered = dict(sorted(relations.items(), key=lambda one: (not one[1].modes, int(one[0]))))
+    return Witnesses(ordered, gone, row_locks, moment is not None, can_defer, moment or Moment())
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode()
 
 
 def decide(
@@ -227,7 +266,7 @@ def decide(
         if must_cover and oid not in explained.restarted and oid not in explained.moved:
             if "AccessExclusiveLock" in witness.modes and oid not in explained.emptied:
                 return Refused("a DROP beside it locks it, so that no snapshot can be taken", witness.label)
-            uncovered.append(Write(oid, witness.schema, witness.name, Deltas(*delta)))
+            uncovered.append(Write(oid, witness.schema, witness.name, Deltas(*delta), witness.rights))
         is_witnessed = is_witnessed or bool(written)
     if unseen:
         return Refused("the server does not count what was changed in catalogs")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
@@ -60,6 +60,10 @@ _MOVE_HEAD: Final = (
     .values(sequence=sa.bindparam("new_sequence"), hash=sa.bindparam("new_hash"))
 )
 
+#: Something else that is written in the transaction of a record. It runs in the log's thread, raises only where the
+#: store itself fails, and does no harm if it runs twice.
+Beside = Callable[[Connection], None]
+
 #: Commits whose answer never came that are remembered until the store says what became of them.
 _DOUBTS: Final = 16
 
@@ -92,8 +96,10 @@ class AuditWriter:
         """The last record known to be durable; None before the first."""
         return self._head
 
-    def append(self, records: Sequence[AuditRecord]) -> None:
-        """Chain `records` and make them durable in one transaction; the first call puts the genesis before them.
+    def append(self, records: Sequence[AuditRecord], beside: Sequence[Beside] = ()) -> None:
+        """Chain `records` and make them durable in one transaction, with what is written `beside` them.
+
+        The first record of all is the genesis, which the first call puts before its own.
 
         Raises StoreError if that failed; then none of them is in the chain, unless the store lost only the answer to
         COMMIT. If so, the next call finds them, and skips those that it is given again.
@@ -101,6 +107,10 @@ class AuditWriter:
         if os.getpid() != self._pid:
             raise StoreError("an audit chain belongs to the process that began it")
         with writing(self._engine) as connection:
+            for write in beside:
+                write(connection)
+            if beside and not records:
+                return
             base, missing = self._settle(connection, records)
             rows, head = self._chain(base, missing)
             if rows:
@@ -177,11 +187,12 @@ class AuditState(Enum):
 
 @dataclass(slots=True)
 class _Entry:
-    """A record that waits, and who waits for it; no future for a note."""
+    """A record that waits, what is written with it, and who waits for it; no future for a note."""
 
-    record: AuditRecord
+    record: AuditRecord | None
     future: Future[None] | None
     since: float
+    beside: Beside | None = None
 
 
 class AuditLog:
@@ -220,8 +231,10 @@ class AuditLog:
         self._thread = threading.Thread(target=self._run, name="sqlwall-audit", daemon=True)
         self._thread.start()
 
-    def submit(self, record: AuditRecord) -> Future[None]:
-        """Write `record` now. The future is done when it is durable; its exception is the StoreError if it is not.
+    def submit(self, record: AuditRecord, beside: Beside | None = None) -> Future[None]:
+        """Write `record` now, and with it what is `beside` it.
+
+        The future is done when both are durable; its exception is the StoreError if they are not.
 
         It cannot be cancelled: a client that has gone away has not undone what it asked for.
         """
@@ -230,7 +243,7 @@ class AuditLog:
         with self._wake:
             refusal = self._refusal()
             if refusal is None:
-                self._queue.append(_Entry(record, future, time.monotonic()))
+                self._queue.append(_Entry(record, future, time.monotonic(), beside))
                 self._urgent += 1
                 if self._urgent == 1:
                     self._wake.notify()
@@ -240,11 +253,18 @@ class AuditLog:
 
     def note(self, record: AuditRecord) -> bool:
         """Write `record` soon. False means that it was not taken, and the statement must wait or be refused."""
+        return self._note(_Entry(record, None, time.monotonic()))
+
+    def note_beside(self, beside: Beside) -> bool:
+        """Write this soon, with records or without. False means that it was not taken."""
+        return self._note(_Entry(None, None, time.monotonic(), beside))
+
+    def _note(self, entry: _Entry) -> bool:
         with self._wake:
             waiting = len(self._queue)
             if self._state is not AuditState.HEALTHY or self._is_closing or waiting >= self._capacity:
                 return False
-            self._queue.append(_Entry(record, None, time.monotonic()))
+            self._queue.append(entry)
             if waiting == 0 or waiting + 1 == self._batch:
                 self._wake.notify()
             return True
@@ -320,12 +340,13 @@ class AuditLog:
     def _write_next(self) -> bool:
         """Wait for a batch, append it and answer those who wait; False after the last one."""
         batch = self._next_batch()
-        records = [entry.record for entry in batch]
+        records = [entry.record for entry in batch if entry.record is not None]
+        beside = [entry.beside for entry in batch if entry.beside is not None]
         if self._state is AuditState.FAILED:
             records.insert(0, self._resumed())
         try:
-            if records:
-                self._writer.append(records)
+            if records or beside:
+                self._writer.append(records, beside)
         except StoreError as error:
             self._fail(batch, str(error))
             return not self._is_closing

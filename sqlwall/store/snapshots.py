@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -48,6 +48,22 @@ class SnapshotState(Enum):
 
 
 _OPEN: Final = (SnapshotState.PREPARED.value, SnapshotState.UNKNOWN.value)
+#: `undoes` of a snapshot that is no undo's.
+_NOTHING: Final = "[]"
+_ENTER: Final = sa.insert(SNAPSHOTS)
+_STATE: Final = (
+    sa.select(SNAPSHOTS.c.state, SNAPSHOTS.c.undoes)
+    .where(SNAPSHOTS.c.id == sa.bindparam("of_id"))
+    .with_for_update()
+)
+_DROP: Final = sa.delete(SNAPSHOTS).where(
+    SNAPSHOTS.c.id == sa.bindparam("of_id"), SNAPSHOTS.c.state == sa.bindparam("state_now")
+)
+_SETTLE: Final = (
+    sa.update(SNAPSHOTS)
+    .where(SNAPSHOTS.c.id == sa.bindparam("of_id"))
+    .values(state=sa.bindparam("new_state"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +105,23 @@ class SnapshotWriter(PartsWriter):
 
     def finish(self, manifest: Manifest) -> None:
         """Make the snapshot durable, blob first, and enter it as prepared. Raises StoreError."""
-        self.seal(manifest)
-        self.enter(manifest)
+        self.finish_writing(manifest)
+        self.keep()
+        with writing(self._snapshots.engine) as connection:
+            self.enter(manifest, connection)
 
-    def seal(self, manifest: Manifest) -> None:
-        """Make the blob durable. Raises StoreError."""
+    def finish_writing(self, manifest: Manifest) -> None:
+        """No more parts. Raises StoreError."""
         _, self._digest = write_end(manifest, self._spool.size, self._snapshots.key, self._spool.write)
         self._size = self._spool.size
+
+    def keep(self) -> None:
+        """Make the blob durable. Raises StoreError."""
         self._spool.keep()
 
-    def enter(self, manifest: Manifest) -> None:
-        """Enter what is sealed as prepared. Raises StoreError."""
-        self._snapshots.enter(manifest, self._size, self._digest, self._undoes)
+    def enter(self, manifest: Manifest, connection: Connection) -> None:
+        """Enter what is written as prepared, as part of a transaction of the store."""
+        self._snapshots.enter(manifest, self._size, self._digest, self._undoes, connection)
 
     def abort(self) -> None:
         """Nothing of it stays; harmless after `finish`."""
@@ -164,19 +185,19 @@ class Snapshots:
         """A new snapshot; `undoes` are those that its transaction undoes."""
         return SnapshotWriter(self, snapshot_id, undoes)
 
-    def enter(self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str]) -> None:
-        """Put a snapshot whose blob is durable into the index. Raises StoreError."""
-        with writing(self.engine) as connection:
-            connection.execute(
-                SNAPSHOTS.insert().values(
-                    **_indexed(manifest),
-                    state=SnapshotState.PREPARED.value,
-                    size=size,
-                    digest=digest,
-                    undoes=json.dumps(list(undoes)),
-                    locked_until=format_time(parse_time(manifest.created) + self._lock),
-                )
-            )
+    def enter(
+        self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str], connection: Connection
+    ) -> None:
+        """Put a snapshot whose blob is durable into the index."""
+        values = {
+            **_indexed(manifest),
+            "state": SnapshotState.PREPARED.value,
+            "size": size,
+            "digest": digest,
+            "undoes": json.dumps(list(undoes)),
+            "locked_until": format_time(parse_time(manifest.created) + self._lock),
+        }
+        connection.execute(_ENTER, values)
 
     def settle(self, snapshot_id: str, state: SnapshotState) -> None:
         """Note what became of the transaction. A known outcome never changes. Raises StoreError.
@@ -184,17 +205,8 @@ class Snapshots:
         With the commit of an undo, what it has undone is marked; what that had undone is as it was before.
         """
         with writing(self.engine) as connection:
-            query = sa.select(SNAPSHOTS.c.state).where(SNAPSHOTS.c.id == snapshot_id).with_for_update()
-            known = connection.scalar(query)
-            if known == state.value:
-                return
-            if known not in _OPEN:
+            if not _settle(connection, snapshot_id, state):
                 raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
-            connection.execute(
-                SNAPSHOTS.update().where(SNAPSHOTS.c.id == snapshot_id).values(state=state.value)
-            )
-            if state is SnapshotState.COMMITTED:
-                _mark(connection, snapshot_id)
 
     # -- finding them
 
@@ -239,6 +251,13 @@ class Snapshots:
         if found:
             raise SnapshotError(f"{snapshot_id} begins the ids of several snapshots: write more of it")
         raise SnapshotError(f"there is no snapshot {snapshot_id}: see `sqlwall snapshot list`")
+
+    def has_blob(self, record: SnapshotRecord) -> bool:
+        """Whether its rows are there. Raises StoreError if that cannot be known."""
+        try:
+            return self.blobs.size(record.id) == record.size
+        except SnapshotError:
+            return False
 
     def open(self, snapshot_id: str) -> SnapshotReader:
         """Read a snapshot. Raises SnapshotError if it is missing, damaged or sealed, StoreError if out of reach."""
@@ -421,10 +440,42 @@ def _differences(record: SnapshotRecord, manifest: Manifest) -> Sequence[str]:
     return [name for name, value in _indexed(manifest).items() if found[name] != value]
 
 
+def settling(snapshot_id: str, state: SnapshotState) -> Callable[[Connection], None]:
+    """The same as `Snapshots.settle`, as part of a transaction of the store, where nobody waits for it."""
+
+    def settle(connection: Connection) -> None:
+        if not _settle(connection, snapshot_id, state):
+            logger.warning("snapshot %s is settled otherwise, or was never entered", snapshot_id)
+
+    return settle
+
+
+def dropping(snapshot_id: str) -> Callable[[Connection], None]:
+    """Takes a snapshot that has no blob out of the index, as part of a transaction of the store, if it is there."""
+
+    def drop(connection: Connection) -> None:
+        connection.execute(_DROP, {"of_id": snapshot_id, "state_now": SnapshotState.PREPARED.value})
+
+    return drop
+
+
+def _settle(connection: Connection, snapshot_id: str, state: SnapshotState) -> bool:
+    """False if it is settled otherwise, or gone."""
+    row = connection.execute(_STATE, {"of_id": snapshot_id}).one_or_none()
+    if row is not None and row.state == state.value:
+        return True
+    if row is None or row.state not in _OPEN:
+        return False
+    connection.execute(_SETTLE, {"of_id": snapshot_id, "new_state": state.value})
+    if state is SnapshotState.COMMITTED and row.undoes != _NOTHING:
+        _mark(connection, snapshot_id)
+    return True
+
+
 def _mark(connection: Connection, undo: str) -> None:
     """Write down what is undone now that this snapshot's transaction is committed, of all that it bears on."""
     query = sa.select(SNAPSHOTS.c.id, SNAPSHOTS.c.undoes).where(
-        SNAPSHOTS.c.state == SnapshotState.COMMITTED.value, SNAPSHOTS.c.undoes != "[]"
+        SNAPSHOTS.c.state == SnapshotState.COMMITTED.value, SNAPSHOTS.c.undoes != _NOTHING
     )
     undoes = {row.id: tuple(json.loads(row.undoes)) for row in connection.execute(query)}
     takers = _takers(undoes)

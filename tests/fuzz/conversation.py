@@ -17,7 +17,7 @@ from sqlwall.rules.context import StaticCatalog
 from sqlwall.rules.ruleset import Ruleset
 from sqlwall.session.ledger import CopyState
 from sqlwall.sql.statement import Unparsable
-from sqlwall.store.audit import AuditLog
+from sqlwall.store.audit import AuditLog, AuditState
 from sqlwall.store.chain import AuditKind, AuditRecord
 from sqlwall.wire import frontend
 from tests.fuzz.model import ModelServer
@@ -67,6 +67,7 @@ class Record:
     """An audit log that takes everything at once."""
 
     is_accepting = True
+    state = AuditState.HEALTHY
 
     def __init__(self) -> None:
         self.durable: list[AuditRecord] = []
@@ -74,7 +75,7 @@ class Record:
     def note(self, record: AuditRecord) -> bool:
         return True
 
-    def submit(self, record: AuditRecord) -> Future[None]:
+    def submit(self, record: AuditRecord, beside: object = None) -> Future[None]:
         self.durable.append(record)
         future: Future[None] = Future()
         future.set_result(None)

@@ -360,13 +360,10 @@ class ModelServer:
         elif text == WITNESS_QUERY:
             rows = [
                 [b"%d" % (100 + number), b"public", name.encode(), b"r", b"0", b"%d" % current.writes.count(name), b"0",
-                 b"RowExclusiveLock"]
+                 b"RowExclusiveLock", b"true", b"true", b"true"]
                 for number, name in enumerate(sorted(set(current.writes)))
             ]  # fmt: skip
-            rows += [
-                [b"gone", b"", b"", b"", b"0", b"0", b"0", None],
-                [b"rows", b"", b"", b"", b"0", b"0", b"0", None],
-            ]
+            rows.append([b"end", b"read committed", b"7", *[None] * 8])
         self._reply(*(data_row(row) for row in rows), command_complete(b"SELECT %d" % len(rows)))
 
     def _control(self, text: str, current: Transaction) -> None:

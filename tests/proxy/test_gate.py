@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -101,7 +101,15 @@ async def session(shop: Database) -> AsyncIterator[Connection]:
 def asking(connection: Connection, texts: list[bytes] | None = None) -> Ask:
     """Runs the gate's statements in a session, as the lane does."""
 
-    async def ask(text: bytes) -> Answer:
+    async def ask(asked: Sequence[bytes]) -> list[Answer]:
+        answers: list[Answer] = []
+        for text in asked:
+            answers.append(await ask_one(text))
+            if answers[-1].error is not None:
+                break
+        return answers + [Answer((), None)] * (len(asked) - len(answers))
+
+    async def ask_one(text: bytes) -> Answer:
         if texts is not None:
             texts.append(text)
         try:
@@ -272,14 +280,14 @@ async def test_each_context_must_permit_it_and_none_permits_nothing(session: Con
 
 
 async def test_an_answer_that_is_none_leaves_the_gate_closed() -> None:
-    async def ask(_text: bytes) -> Answer:
-        return Answer((), None)
+    async def ask(texts: Sequence[bytes]) -> list[Answer]:
+        return [Answer((), None) for _ in texts]
 
     with pytest.raises(IndexError):
         await gate.examine_commit(ask, None, RULESET, (context(),), holds=False, rolled_back=False)
 
-    async def ask_half(text: bytes) -> Answer:
-        return Answer(((b"77",),) if b"xact_id" in text else (), None)
+    async def ask_half(texts: Sequence[bytes]) -> list[Answer]:
+        return [Answer(((b"77",),) if b"xact_id" in text else (), None) for text in texts]
 
     outcome = await gate.examine_commit(ask_half, None, RULESET, (context(),), holds=False, rolled_back=True)
     assert isinstance(outcome, Refused)
