@@ -221,6 +221,11 @@ class Connection:
                 return False
         return True
 
+    async def cancel_lane(self) -> None:
+        """The client cancels: what goes on beside its session for its commit ends, too. Raises UpstreamError."""
+        if self._is_in_lane:
+            await self._lane.cancel()
+
     async def _run_lane(self, segment: Segment) -> None:
         try:
             await self._lane.run(segment)

@@ -8,12 +8,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from sqlwall.errors import SnapshotError, SqlwallError
+from sqlwall.errors import SnapshotError, SqlwallError, UpstreamError
 from sqlwall.proxy.keeping import Findings, Pages, Refusal, ServerError, Uncovered
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
@@ -38,8 +39,10 @@ from sqlwall.snapshot.witness import Moment, Write
 from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
 from sqlwall.sql.statement import Statement
 from sqlwall.store.audit import AuditLog
-from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter, dropping, settling
+from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter, settling
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
+from sqlwall.wire.backend import error_response
+from sqlwall.wire.frames import Frame
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,13 @@ TEXTS_LIMIT = 2_000
 #: Statements of one transaction that a manifest names, and characters of each.
 STATEMENTS_LIMIT = 100
 STATEMENT_LENGTH = 4096
+
+
+#: What a client is told whose cancel has hit the observer instead of its own session: what the server would say.
+_CANCELLED = Frame(
+    ord("E"),
+    error_response(severity="ERROR", sqlstate="57014", message="canceling statement due to user request"),
+)
 
 
 class CaptureTexts:
@@ -126,6 +136,8 @@ class Guard:
         self._candidates: dict[str, dict[Tid, None]] = {}
         self._statements: list[str] = []
         self._ahead: asyncio.Task[Ahead | SqlwallError] | None = None
+        self._working: set[Observer] = set()  # for a commit that its client may cancel
+        self._is_cancelled = False
         self._locks_tables = False  # as TRUNCATE and DROP do, so that nobody else can look at them
 
     def forget(self) -> None:
@@ -140,14 +152,24 @@ class Guard:
             self._ahead = self._keeper.tasks.spawn(self._look_ahead(), f"look ahead for {self._labels.agent}")
 
     def stop_looking(self) -> None:
-        """What was found ahead is of no use any more."""
+        """The commit point is over: what was found ahead is of no use any more."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
+        self._is_cancelled = False
+
+    @asynccontextmanager
+    async def _observe(self) -> AsyncIterator[Observer]:
+        async with self._keeper.observers.borrow(self._labels.database) as observer:
+            self._working.add(observer)
+            try:
+                yield observer
+            finally:
+                self._working.discard(observer)
 
     async def _look_ahead(self) -> Ahead | SqlwallError:
         try:
-            async with self._keeper.observers.borrow(self._labels.database) as observer:
+            async with self._observe() as observer:
                 return await look_ahead(observer, self._candidates)
         except SqlwallError as error:
             return error  # for who asks, if anybody does
@@ -204,7 +226,7 @@ class Guard:
         started = time.perf_counter()
         counters = self._keeper.counters
         try:
-            async with self._keeper.observers.borrow(self._labels.database) as observer:
+            async with self._observe() as observer:
                 search = Search(self._ask, observer, limits, self._candidates, await self._take_ahead())
                 found = await search.changes(xid, moment, writes, findings)
                 _check_limits(found, limits, is_single=len(self._statements) == 1)
@@ -216,19 +238,24 @@ class Guard:
         except Refusal as refusal:
             counters.snapshot_taken(f"refused: {refusal.uncovered.kind}")
             return refusal.uncovered
+        except UpstreamError as error:
+            if self._is_cancelled:
+                raise ServerError(_CANCELLED) from error
+            raise
         counters.covering.observe(time.perf_counter() - started)
         return taken
+
+    async def cancel(self) -> None:
+        """The client cancels while the observer works for its commit: end that. Raises UpstreamError."""
+        for observer in list(self._working):
+            self._is_cancelled = True
+            await observer.cancel()
 
     def settle(self, manifest: Manifest, *, is_committed: bool) -> None:
         """The transaction's end is known. Should this not be written down, the server is asked for it later."""
         state = SnapshotState.COMMITTED if is_committed else SnapshotState.ABORTED
         self._keeper.counters.snapshot_taken(state.value)
         if not self._keeper.audit.note_beside(settling(manifest.id, state)):
-            logger.warning("snapshot %s is settled later: the store takes nothing now", manifest.id)
-
-    def drop(self, manifest: Manifest) -> None:
-        """The blob could not be kept: the index forgets the snapshot, if it has it."""
-        if not self._keeper.audit.note_beside(dropping(manifest.id)):
             logger.warning("snapshot %s is settled later: the store takes nothing now", manifest.id)
 
     # -- the snapshot

@@ -108,6 +108,11 @@ class Lane:
         """Whether the baseline was read in the transaction that is open now."""
         return self._baseline_of == self._session.transactions
 
+    async def cancel(self) -> None:
+        """The client cancels: what the observer does for its commit ends, too. Raises UpstreamError."""
+        if self._guard is not None:
+            await self._guard.cancel()
+
     async def run(self, segment: Segment) -> None:
         """Drive one segment to its end. Only ConnectionError leaves: the connection is over."""
         event = self._line.recorder.new_event()
@@ -488,13 +493,12 @@ class Lane:
         kept, recorded = await asyncio.gather(
             taken.keep(), recorder.gate(outcome, event), return_exceptions=True
         )
-        if kept is not None:
+        if isinstance(kept, Exception):
             self._prepared = None
-            if self._guard is not None:
-                self._guard.drop(taken.manifest)
-            raise kept
-        if recorded is not None:
-            raise recorded
+            await recorder.lost(taken.manifest, kept, event)
+        for failure in (kept, recorded):
+            if failure is not None:
+                raise failure
         await self._written()
 
     async def _roll_back(self) -> None:

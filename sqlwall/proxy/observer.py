@@ -83,6 +83,7 @@ class Observer:
 
     def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], identity: Identity) -> None:
         self._connection = connection
+        self._is_cancelled = False
         self.identity = identity
 
     @property
@@ -92,8 +93,11 @@ class Observer:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be used again. One that has something to say unasked has been ended meanwhile."""
-        if self._connection.closed:
+        """Whether it can be used again.
+
+        One that has something to say unasked has been ended meanwhile, and a cancel may be late: it would hit the next.
+        """
+        if self._connection.closed or self._is_cancelled:
             return False
         poll = select.poll()
         poll.register(self._connection.pgconn.socket, select.POLLIN)
@@ -173,7 +177,8 @@ class Observer:
             await self._drain(await self._result())
 
     async def cancel(self) -> None:
-        """End what it runs now, if anything, with an error."""
+        """End what it runs now, if anything, with an error. It is of no use afterwards."""
+        self._is_cancelled = True
         try:
             await self._connection.cancel_safe(timeout=ANSWER_TIMEOUT)
         except psycopg.Error as error:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 
-from sqlwall.errors import StoreError
+from sqlwall.errors import StoreError, first_line
 from sqlwall.proxy import gate
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session.segment import Step
+from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.audit import AuditLog, AuditState, Beside
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
+from sqlwall.store.snapshots import dropping
 from sqlwall.store.stamp import new_ulid, utc_now
 
 #: A durable record that takes longer than this is a store that is down (seconds).
@@ -166,27 +169,37 @@ class Recorder:
         else:
             self._counters.gate("refused")
             self._counters.refusal(outcome.rule)
-        refused = isinstance(outcome, gate.Refused)
         taken = outcome.snapshot if isinstance(outcome, gate.Passed) else None
         kept = taken.manifest if taken is not None else None
+        if isinstance(outcome, gate.Refused):
+            record = self._outcome(event, "deny", outcome.target, "rolled back")
+            record = replace(record, rule=outcome.rule, reason=outcome.reason)
+        else:
+            record = self._outcome(event, "allow", kept.id if kept else None, "committing")
+            record = replace(record, rows=kept.rows if kept else None)
+        await self._submit(record, taken.enter if taken is not None else None)
+
+    async def lost(self, snapshot: Manifest, error: Exception, event: str) -> None:
+        """The blob of a snapshot could not be kept, so that its commit is called off: its row in the index goes.
+
+        Raises StoreError if that cannot be written now.
+        """
+        record = self._outcome(event, "deny", snapshot.id, "rolled back")
+        await self._submit(replace(record, rule="closed", reason=first_line(error)), dropping(snapshot.id))
+
+    def _outcome(self, event: str, action: str, target: str | None, outcome: str) -> AuditRecord:
         labels = self._labels
-        await self._submit(
-            AuditRecord(
-                AuditKind.OUTCOME,
-                agent=labels.agent,
-                session=labels.session,
-                client=labels.client,
-                database=labels.database,
-                operation="COMMIT",
-                target=outcome.target if isinstance(outcome, gate.Refused) else kept.id if kept else None,
-                action="deny" if refused else "allow",
-                rule=outcome.rule if isinstance(outcome, gate.Refused) else None,
-                reason=outcome.reason if isinstance(outcome, gate.Refused) else None,
-                outcome="rolled back" if refused else "committing",
-                rows=kept.rows if kept else None,
-                event=event,
-            ),
-            taken.enter if taken is not None else None,
+        return AuditRecord(
+            AuditKind.OUTCOME,
+            agent=labels.agent,
+            session=labels.session,
+            client=labels.client,
+            database=labels.database,
+            operation="COMMIT",
+            target=target,
+            action=action,
+            outcome=outcome,
+            event=event,
         )
 
     def note(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy.engine import Engine
 
 from sqlwall.config import Config
-from sqlwall.errors import ConfigError, SqlwallError, StoreError
+from sqlwall.errors import ConfigError, SqlwallError, StoreError, UpstreamError
 from sqlwall.proxy import listener
 from sqlwall.proxy.authenticate import AcceptSettings, AgentCredentials
 from sqlwall.proxy.catalog import CatalogCache, parse_search_path
@@ -342,6 +342,11 @@ class Worker:
         if connection is None:
             return False
         await self.cancel_upstream(connection)
+        if isinstance(connection, Connection):
+            try:
+                await connection.cancel_lane()
+            except UpstreamError as error:
+                logger.warning("a cancel of %s did not reach the observer: %s", connection.agent, error)
         return True
 
     def note(self, kind: AuditKind, *, reason: str, client: str) -> None:

@@ -243,6 +243,48 @@ def test_a_cancel_while_rows_are_listed_cancels_the_statement(guarded: Guarded) 
     assert not guarded.snapshots.list(state=SnapshotState.COMMITTED)
 
 
+def test_a_cancel_while_the_observer_works_for_a_commit_is_the_answer(guarded: Guarded) -> None:
+    """Somebody waits to alter the table: the observer has to wait behind, and the agent's own session is idle."""
+    before = guarded.bags()
+    with guarded.wall.connect() as agent, another(guarded) as person, another(guarded) as watcher:
+        agent.execute("BEGIN")
+        agent.execute("UPDATE parent SET name = 'mine' WHERE id = 1")
+
+        def wait_for(waiting: bytes) -> None:
+            deadline = time.monotonic() + 10
+            while not watcher.execute(
+                b"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND " + waiting
+            ).rowcount:
+                assert time.monotonic() < deadline
+
+        caught: list[psycopg.Error] = []
+
+        def commit() -> None:
+            try:
+                agent.execute("COMMIT")
+            except psycopg.Error as error:
+                caught.append(error)
+
+        locking = threading.Thread(
+            target=lambda: person.execute("LOCK TABLE parent IN ACCESS EXCLUSIVE MODE")
+        )
+        person.execute("BEGIN")
+        locking.start()
+        wait_for(b"query ~ '^LOCK'")
+        committing = threading.Thread(target=commit)
+        committing.start()
+        wait_for(b"application_name = 'sqlwall observer'")
+        agent.cancel_safe(timeout=5)
+        committing.join(4)  # less than the observer would wait for the lock
+        assert not committing.is_alive()
+        assert [error.sqlstate for error in caught] == ["57014"]
+        locking.join(10)
+        person.execute("ROLLBACK")
+        assert agent.execute("SELECT name FROM parent WHERE id = 1").fetchone() == ("p1",)
+    assert guarded.bags() == before
+    assert not guarded.snapshots.list(state=SnapshotState.COMMITTED)
+
+
 def test_an_error_of_the_predicate_is_the_statements_own(guarded: Guarded) -> None:
     with guarded.wall.connect() as agent, guarded.wall.database.connect() as direct:
         text = "UPDATE parent SET name = 'x' WHERE amount / (id - 7) > 1 AND id > 0"
