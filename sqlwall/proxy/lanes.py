@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Sequence
-from concurrent.futures import Future
 from typing import Protocol
 
 from sqlwall.errors import SqlwallError, StoreError
@@ -49,8 +48,6 @@ _COMMIT = b"COMMIT"
 
 #: A client may send cancels as fast as it likes; each can hit one attempt.
 ROLLBACK_ATTEMPTS = 20
-#: Verdicts of one transaction that may be on their way to the record.
-BEGUN_LIMIT = 100
 
 
 class Line(Protocol):
@@ -93,8 +90,6 @@ class Lane:
         self._guard: Guard | None = None
         self._capture: Capture | None = None
         self._definitions: Definitions | None = None
-        self._begun: list[Future[None]] = []  # on their way to the record, to be there before the COMMIT
-        self._begun_of = -1  # the number of the transaction that they belong to
         self._prepared: Manifest | None = None
         self._notice = b""  # goes to the client once the COMMIT of what is prepared has succeeded
         keeper = line.keeper
@@ -145,14 +140,8 @@ class Lane:
         return segment
 
     async def _record(self, segment: Segment, event: str) -> None:
-        """Verdicts on writes, and refusals, are durable before their effect; reads are noted.
-
-        The effect of a write is its COMMIT: until then its record may be on its way.
-        """
+        """Verdicts on writes, and refusals, are durable before their effect; reads are noted."""
         recorder = self._line.recorder
-        if self._begun_of != self._session.transactions:
-            self._begun.clear()
-            self._begun_of = self._session.transactions
         writes = self._session.has_written or any(
             step.act in (Act.RECORD, Act.WRITE) for step in segment.steps
         )
@@ -170,16 +159,7 @@ class Lane:
                 and not recorder.read(step)
                 and not only_rolls_back(step)
             ):
-                begun = recorder.change(step, event)
-                if begun is not None:
-                    self._begun.append(begun)
-                if len(self._begun) > BEGUN_LIMIT or not (is_gated and recorder.is_healthy):
-                    await self._written()
-
-    async def _written(self) -> None:
-        """Wait for what is on its way to the record. Raises StoreError, again and again until the transaction ends."""
-        await self._line.recorder.written(self._begun)
-        self._begun.clear()
+                await recorder.change(step, event, is_gated=is_gated)
 
     # -- a Query, or a message that is answered like one
 
@@ -481,11 +461,10 @@ class Lane:
         return error
 
     async def _make_durable(self, outcome: gate.Outcome, event: str) -> None:
-        """The record of a commit, its snapshot, and what led to it, before the COMMIT. Raises SqlwallError."""
+        """The record of a commit, and its snapshot, before the COMMIT. Raises SqlwallError."""
         recorder = self._line.recorder
         taken = outcome.snapshot if isinstance(outcome, gate.Passed) else None
         if taken is None:
-            await self._written()
             await recorder.gate(outcome, event)
             return
         assert isinstance(outcome, gate.Passed)
@@ -499,7 +478,6 @@ class Lane:
         for failure in (kept, recorded):
             if failure is not None:
                 raise failure
-        await self._written()
 
     async def _roll_back(self) -> None:
         """Roll back, whatever cancels reach the server meanwhile. Raises SqlwallError if it stays impossible."""

@@ -6,8 +6,6 @@ Reads are noted in batches; refusals, verdicts on writes and the gate's outcomes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from concurrent.futures import Future
 from dataclasses import replace
 
 from sqlwall.errors import StoreError, first_line
@@ -17,7 +15,7 @@ from sqlwall.proxy.metrics import Counters
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session.segment import Step
 from sqlwall.snapshot.manifest import Manifest
-from sqlwall.store.audit import AuditLog, AuditState, Beside
+from sqlwall.store.audit import AuditLog, Beside
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
 from sqlwall.store.snapshots import dropping
 from sqlwall.store.stamp import new_ulid, utc_now
@@ -116,32 +114,19 @@ class Recorder:
             time=reads.since,
         )
 
-    def change(self, step: Step, event: str) -> Future[None] | None:
-        """Begin to put a verdict on the record; `written` says when it is there. None if there is no verdict.
+    async def change(self, step: Step, event: str, *, is_gated: bool) -> None:
+        """Put a verdict on the record before its effect. Raises StoreError if that cannot be.
 
-        Raises StoreError if it is known already that it cannot be.
+        The effect of what is gated is its commit: it is enough that what the gate puts on the record comes behind it.
         """
         if not step.verdicts:
-            return None
+            return
         verdict = step.verdicts[-1]
         self._counters.statement(self._labels.agent, verdict.operation, "allow")
+        record = self._record(AuditKind.STATEMENT, step, verdict, event)
         self.flush()
-        future = self._audit.submit(self._record(AuditKind.STATEMENT, step, verdict, event))
-        if future.done():
-            future.result()
-        return future
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the last record could be written: else each is waited for before anything runs."""
-        return self._audit.state is AuditState.HEALTHY
-
-    async def written(self, begun: Iterable[Future[None]]) -> None:
-        """Wait until what was begun is durable. Raises StoreError if that cannot be."""
-        for future in begun:
-            if not future.done():
-                await _durable(future)
-            future.result()
+        if not (is_gated and self._audit.note(record)):
+            await self._submit(record)
 
     async def refusal(self, step: Step, event: str) -> None:
         """Put a refusal on the record. Raises StoreError if that cannot be."""
@@ -227,7 +212,11 @@ class Recorder:
 
     async def _submit(self, record: AuditRecord, beside: Beside | None = None) -> None:
         self.flush()
-        await _durable(self._audit.submit(record, beside))
+        future = asyncio.wrap_future(self._audit.submit(record, beside))
+        try:
+            await asyncio.wait_for(future, DURABLE_TIMEOUT)
+        except TimeoutError as error:
+            raise StoreError(f"the audit log did not answer within {DURABLE_TIMEOUT:.0f} s") from error
 
     def _record(
         self, kind: AuditKind, step: Step, verdict: Verdict | None, event: str, rule: str = ""
@@ -254,10 +243,3 @@ class Recorder:
             sqlstate=refusal.sqlstate if refusal is not None else None,
             event=event,
         )
-
-
-async def _durable(future: Future[None]) -> None:
-    try:
-        await asyncio.wait_for(asyncio.wrap_future(future), DURABLE_TIMEOUT)
-    except TimeoutError as error:
-        raise StoreError(f"the audit log did not answer within {DURABLE_TIMEOUT:.0f} s") from error

@@ -17,7 +17,7 @@ from sqlwall.rules.context import StaticCatalog
 from sqlwall.rules.ruleset import Ruleset
 from sqlwall.session.ledger import CopyState
 from sqlwall.sql.statement import Unparsable
-from sqlwall.store.audit import AuditLog, AuditState
+from sqlwall.store.audit import AuditLog
 from sqlwall.store.chain import AuditKind, AuditRecord
 from sqlwall.wire import frontend
 from tests.fuzz.model import ModelServer
@@ -64,19 +64,21 @@ class Catalog:
 
 
 class Record:
-    """An audit log that takes everything at once."""
+    """An audit log that takes everything, and writes it in order."""
 
     is_accepting = True
-    state = AuditState.HEALTHY
 
     def __init__(self) -> None:
         self.durable: list[AuditRecord] = []
+        self._noted: list[AuditRecord] = []
 
     def note(self, record: AuditRecord) -> bool:
+        self._noted.append(record)
         return True
 
     def submit(self, record: AuditRecord, beside: object = None) -> Future[None]:
-        self.durable.append(record)
+        self.durable += (*self._noted, record)
+        self._noted.clear()
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -126,7 +128,7 @@ class Conversation:
         recorder = Recorder(
             cast(AuditLog, self.record), self.counters, SessionLabels("bot", "1", "", "shop"), 1024
         )
-        self.server.on_write = self.check_record
+        self.server.on_commit = self.check_record
         self.connection = Connection(cast(Any, self), world.policy(), recorder, LIMIT, 0.0)
         self.client_pipe, self.server_pipe = Pipe(self, to_server=False), Pipe(self, to_server=True)
         self.connection.start(cast(Any, self.client_pipe), cast(Any, self.server_pipe))
@@ -142,9 +144,12 @@ class Conversation:
             self.connection.receive_server(answer[start : start + size])
 
     def check_record(self) -> None:
-        """Each write is on the record before it runs."""
-        recorded = sum(record.kind is AuditKind.STATEMENT for record in self.record.durable)
-        assert recorded >= self.server.written, "a write ran that is not on the record"
+        """Each write is on the record before it is committed."""
+        # Reads are noted without an id of their own.
+        recorded = sum(
+            record.kind is AuditKind.STATEMENT and record.event is not None for record in self.record.durable
+        )
+        assert recorded >= self.server.committed_messages, "a write was committed that is not on the record"
 
     async def cancel_upstream(self, connection: Connection) -> None:
         return

@@ -59,6 +59,7 @@ class Transaction:
     is_failed: bool = False
     has_run: bool = False
     has_id: bool = False
+    messages: int = 0  # that wrote something
     writes: list[str] = field(default_factory=list)
     savepoints: list[tuple[str, list[str]]] = field(default_factory=list)
 
@@ -79,9 +80,9 @@ class ModelServer:
         self._sent: list[bytes] = []
         self.committed: list[str] = []
         self.seen: list[str] = []
-        self.written = 0  # messages that wrote something, committed or not
+        self.committed_messages = 0  # that wrote something
         self._has_written = False  # the one that is being answered has
-        self.on_write: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[], None] = lambda: None
         self.is_closed = False
 
     def feed(self, data: bytes) -> bytes:
@@ -291,8 +292,13 @@ class ModelServer:
     def _finish_implicit(self) -> None:
         found = self._transaction
         if found is not None and not found.is_explicit:
-            self.committed += found.writes
+            self._commit(found)
             self._end()
+
+    def _commit(self, ended: Transaction) -> None:
+        self.committed += ended.writes
+        self.committed_messages += ended.messages
+        self.on_commit()
 
     def _require_writable(self, found: Transaction, what: str) -> None:
         if found.read_only:
@@ -304,9 +310,8 @@ class ModelServer:
         if text in WRITES:
             tag, tables = WRITES[text]
             self._require_writable(current, tag.split()[0])
-            self.written += not self._has_written
+            current.messages += not self._has_written
             self._has_written = True
-            self.on_write()
             current.writes += tables
             current.has_id = True
             self._reply(command_complete(tag.encode()))
@@ -402,7 +407,7 @@ class ModelServer:
         if text.endswith("CHAIN") and not current.is_explicit:
             raise Failure("25P01", f"{text} can only be used in transaction blocks")
         if commits:
-            self.committed += current.writes
+            self._commit(current)
         self._end()
         if text.endswith("CHAIN"):
             read_only = self._default_read_only if current.is_failed else current.read_only
