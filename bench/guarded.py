@@ -12,22 +12,22 @@ import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
 
 from bench import load
-from bench.targets import Target, wall
-from sqlwall.cli.embedded import EmbeddedServer, give_away
-from sqlwall.cli.rulesets import find_ruleset
+from bench.processes import BenchError, Target
+from bench.stage import add_observer, edited_ruleset, observing, open_folder, say
+from bench.targets import Wall, prepare_wall, started, wall
+from sqlwall.cli.embedded import EmbeddedServer
 from sqlwall.store.database import open_store
 from sqlwall.store.snapshots import Snapshots
 
@@ -52,8 +52,6 @@ CREATE TABLE wide (id int PRIMARY KEY, part int NOT NULL, v int NOT NULL, note t
 INSERT INTO wide SELECT g, g % {parts}, 0, repeat(md5(g::text), 10) FROM generate_series(1, {wide}) g;
 CREATE TABLE doomed (id int PRIMARY KEY, v int NOT NULL, note text NOT NULL);
 INSERT INTO doomed SELECT g, 0, repeat(md5(g::text), 3) FROM generate_series(1, {doomed}) g;
-CREATE ROLE bench_observer LOGIN BYPASSRLS PASSWORD 'bench';
-GRANT pg_read_all_data TO bench_observer;
 """
 
 
@@ -118,19 +116,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sqlwall-bench-")))
-        give_away(folder)
-        folder.chmod(0o711)
+        folder = stack.enter_context(open_folder())
         server = stack.enter_context(EmbeddedServer(settings=SETTINGS))
         direct = Target("direct", server.dsn())
         make_tables(direct, options)
-        guarded = stack.enter_context(guarded_wall(server, folder))
-        unguarded = stack.enter_context(wall(server, folder, "agent-safe"))
+        add_observer(server)
+        ruleset = edited_ruleset(folder, "guarded", LIMITS, UNLIMITED)
+        settings = observing(server, folder / "snapshots")
+        prepared = prepare_wall(server, folder, Wall(ruleset, settings=settings))
+        guarded = replace(stack.enter_context(started(prepared)), name="guarded")
+        unguarded = replace(stack.enter_context(wall(server, folder, Wall("agent-safe"))), name="wall")
         samples: Samples = defaultdict(list)
         measure_single(samples, direct, guarded, options)
         measure_many(samples, direct, guarded, options)
-        measure_capture(samples, direct, guarded, folder, options)
-        measure_reads(samples, (direct, replace(unguarded, name="wall"), guarded), options)
+        snapshots = Snapshots(open_store(prepared.store, read_only=True), str(folder / "snapshots"))
+        measure_capture(samples, direct, guarded, snapshots, options)
+        measure_reads(samples, (direct, unguarded, guarded), options)
         samples["fsync of 8 kB, us", ""] = time_fsync(folder)
     report(samples, as_json=options.json)
 
@@ -140,7 +141,7 @@ def main() -> None:
 
 def make_tables(direct: Target, options: argparse.Namespace) -> None:
     """All that is read and written here; settled, so that no checkpoint or vacuum of it falls into a measurement."""
-    subprocess.run([load.find_pgbench(), "-i", "-q", "-s", "1", direct.dsn], check=True, capture_output=True)
+    load.initialise(direct, 1)
     runs = options.rounds * len(KINDS) * len(MODES)
     counts = {
         "rows": options.rows * (options.rounds + 1) * 2,
@@ -152,30 +153,6 @@ def make_tables(direct: Target, options: argparse.Namespace) -> None:
         connection.execute(SCHEMA.format(**counts).encode())
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")
-
-
-@contextmanager
-def guarded_wall(server: EmbeddedServer, folder: Path) -> Iterator[Target]:
-    """The wall with an observer and a folder for its snapshots, under agent-safe with room for large writes."""
-    ruleset = folder / "guarded.yaml"
-    text, _ = find_ruleset("agent-safe")
-    text, count = LIMITS.subn(UNLIMITED, text)
-    if not count:
-        raise SystemExit("bench: agent-safe limits rows in other words than before")
-    ruleset.write_text(text)
-    added = {
-        "SQLWALL_OBSERVER": server.dsn("postgres", "bench_observer", "bench"),
-        "SQLWALL_SNAPSHOTS_URL": str(folder / "snapshots"),
-    }
-    os.environ.update(added)
-    try:
-        with wall(server, folder, str(ruleset)) as target:
-            for name in added:
-                del os.environ[name]
-            yield replace(target, name="guarded")
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def measure_single(samples: Samples, direct: Target, guarded: Target, options: argparse.Namespace) -> None:
@@ -196,7 +173,7 @@ def measure_single(samples: Samples, direct: Target, guarded: Target, options: a
             run_script(targets[kind], WORKS[0].script(kind), "prepared", options.count, 0, options.clients)
             rate = count / (time.perf_counter() - started)
             samples[f"UPDATE by key, {options.clients} clients, tps", kind].append(rate)
-            if targets[kind].pids:
+            if targets[kind].pid:
                 used = (targets[kind].cpu_seconds() - cpu) / count * 1e6
                 samples["CPU of the wall per UPDATE, us", kind].append(used)
     check_deleted(direct, doomed.take(0))
@@ -207,7 +184,7 @@ def check_deleted(direct: Target, last: int) -> None:
     with psycopg.connect(direct.dsn) as connection:
         row = connection.execute("SELECT count(*) FROM doomed WHERE id <= %s", (last,)).fetchone()
     if row != (0,):
-        raise SystemExit(f"bench: rows that were to be deleted are still there: {row}")
+        raise BenchError(f"rows that were to be deleted are still there: {row}")
 
 
 def run_script(
@@ -216,15 +193,11 @@ def run_script(
     """Microseconds of each of so many transactions, in the order in which they ran."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "script").write_text(script)
-        command = [
-            load.find_pgbench(), "-n", "-M", mode, "-f", "script", "-c", str(clients), "-t", str(count),
-            "-D", f"id={start}", "-l", "--log-prefix=l", target.dsn,
-        ]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
-        if done.returncode != 0:
-            raise SystemExit(f"bench: pgbench against {target.name} failed: {done.stderr[-600:]}")
-        lines = [line.split() for file in Path(folder).glob("l*") for line in file.read_text().splitlines()]
-    return [float(line[2]) for line in lines]
+        load.run_pgbench(
+            target, "-M", mode, "-f", "script", "-c", str(clients), "-t", str(count),
+            "-D", f"id={start}", "-l", "--log-prefix=l", folder=folder,
+        )  # fmt: skip
+        return load.read_log(folder)
 
 
 def measure_many(samples: Samples, direct: Target, guarded: Target, options: argparse.Namespace) -> None:
@@ -243,10 +216,9 @@ def measure_many(samples: Samples, direct: Target, guarded: Target, options: arg
 
 
 def measure_capture(
-    samples: Samples, direct: Target, guarded: Target, folder: Path, options: argparse.Namespace
+    samples: Samples, direct: Target, guarded: Target, snapshots: Snapshots, options: argparse.Namespace
 ) -> None:
     """A large update: how fast images of rows get into a snapshot, before and after, as COPY text."""
-    snapshots = open_snapshots(folder)
     part = 0
     for number in range(options.rounds + 1):
         for kind in random.sample(("by hand", "guarded"), 2):
@@ -267,11 +239,6 @@ def measure_capture(
                 samples["blob, MB", kind].append(record.size / 1e6)
 
 
-def open_snapshots(folder: Path) -> Snapshots:
-    """What the guarded wall has taken."""
-    return Snapshots(open_store(folder / "guarded.yaml.db", read_only=True), str(folder / "snapshots"))
-
-
 def time_change(target: Target, kind: str, look: str, change: str, rows: int) -> float:
     """Seconds; libpq keeps the results as they come, so that the client's own work is small."""
     texts: Sequence[str] = ("BEGIN", look, change, "COMMIT") if kind == "by hand" else (change,)
@@ -280,9 +247,9 @@ def time_change(target: Target, kind: str, look: str, change: str, rows: int) ->
         for text in texts:
             result = connection.pgconn.exec_(text.encode())
             if result.error_message:
-                raise SystemExit(f"bench: {target.name}: {result.get_error_message()}")
+                raise BenchError(f"{target.name}: {result.get_error_message()}")
             if text == change and result.command_tuples != rows:
-                raise SystemExit(f"bench: {target.name}: {result.command_tuples} rows instead of {rows}")
+                raise BenchError(f"{target.name}: {result.command_tuples} rows instead of {rows}")
         return time.perf_counter() - started
 
 
@@ -357,10 +324,8 @@ def _at(values: Sequence[float], percent: int) -> float:
     return sorted(values)[len(values) * percent // 100]
 
 
-def say(line: str) -> None:
-    """Progress."""
-    sys.stderr.write(line + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(f"bench: {error}")

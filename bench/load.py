@@ -1,9 +1,10 @@
-"""The loads: pgbench -S in each protocol mode, one client's latency, and large results."""
+"""The loads: pgbench with its own scripts or ours, and large results read as they come."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -12,12 +13,27 @@ from tempfile import TemporaryDirectory
 
 import psycopg
 
-from bench.targets import Target
+from bench.figures import quantile
+from bench.processes import BenchError, Target
 
-MODES = ("simple", "extended", "prepared")
-#: A row of the large result, and how many: about 100 MB.
-LARGE = "SELECT g, repeat('x', 90) FROM generate_series(1, {rows}) g"
-COPY = "COPY (SELECT g, repeat('x', 90) FROM generate_series(1, {rows}) g) TO STDOUT"
+#: pgbench's own: one SELECT by key; and five statements in a transaction, which write.
+SELECT_ONLY = ("-b", "select-only")
+TPCB = ("-b", "tpcb-like")
+#: A transaction that writes nothing.
+READS = r"""\set a random(1, 100000 * :scale)
+\set b random(1, 100000 * :scale)
+\set c random(1, 100000 * :scale)
+BEGIN;
+SELECT abalance FROM pgbench_accounts WHERE aid = :a;
+SELECT abalance FROM pgbench_accounts WHERE aid = :b;
+SELECT abalance FROM pgbench_accounts WHERE aid = :c;
+COMMIT;
+"""
+#: Rows of about 110 bytes on the wire. In the list of results the numbers are made one by one, in FROM all at once.
+ROWS = "SELECT g, repeat('x', 90) FROM (SELECT generate_series(1, {rows}) AS g) AS numbers"
+ROW_BYTES = 110
+_BLOCK = 1 << 20
+_READY = b"Z\0\0\0\5I"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,61 +56,105 @@ def find_pgbench() -> str:
     """pgbench of the system."""
     found = shutil.which("pgbench")
     if found is None:
-        raise SystemExit("bench: pgbench is not installed; Debian has it in postgresql-contrib")
+        raise BenchError("pgbench is not installed; Debian has it in postgresql-contrib")
     return found
 
 
-def rate(target: Target, mode: str, clients: int, seconds: float) -> Rate:
-    """pgbench -S with several clients."""
-    before = target.cpu_seconds()
-    output = _pgbench(target, mode, clients, seconds)
-    count = int(_number(r"actually processed: (\d+)", output))
-    return Rate(_number(r"tps = ([\d.]+)", output), (target.cpu_seconds() - before) / count * 1e6)
-
-
-def _pgbench(
-    target: Target, mode: str, clients: int, seconds: float, *more: str, folder: str | None = None
-) -> str:
-    duration = str(max(1, int(seconds)))
-    command = [find_pgbench(), "-n", "-S", "-M", mode, "-c", str(clients), "-T", duration, *more, target.dsn]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
+def initialise(target: Target, scale: int) -> None:
+    """pgbench's tables, settled, so that no checkpoint or vacuum of them falls into a measurement."""
+    done = subprocess.run(
+        [find_pgbench(), "-i", "-q", "-s", str(scale), target.dsn],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
-        raise SystemExit(f"bench: pgbench against {target.name} failed: {done.stderr[-600:]}")
-    return done.stdout
+        raise BenchError(f"pgbench -i: {done.stderr[-600:]}")
+    with psycopg.connect(target.dsn, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")
+
+
+def rate(target: Target, work: tuple[str, ...], mode: str, clients: int, seconds: float) -> Rate:
+    """Several clients for so many seconds. What their logins cost the proxy is measured apart and taken off."""
+    one = [*work, "-M", mode, "-c", str(clients), "-t", "1"]
+    run_pgbench(target, *one)  # caches, and server connections that a pool keeps
+    before = target.cpu_seconds()
+    run_pgbench(target, *one)
+    between = target.cpu_seconds()
+    output = run_pgbench(target, *one[:-2], "-T", str(max(1, int(seconds))))
+    spent = (target.cpu_seconds() - between) - (between - before)
+    count = int(_number(r"actually processed: (\d+)", output)) - clients
+    return Rate(_number(r"tps = ([\d.]+)", output), max(0.0, spent) / max(1, count) * 1e6)
 
 
 def latency(target: Target, mode: str, seconds: float) -> Latency:
-    """One client, each statement's time from pgbench's own log."""
+    """One client, each statement's time from pgbench's own log, which knows whole microseconds."""
+    work = [*SELECT_ONLY, "-M", mode, "-c", "1"]
+    run_pgbench(target, *work, "-t", "1")
     with TemporaryDirectory() as folder:
-        _pgbench(target, mode, 1, seconds, "-l", "--log-prefix=l", folder=folder)
-        times = sorted(
-            float(line.split()[2])
-            for file in Path(folder).iterdir()
-            for line in file.read_text().splitlines()
-        )
-    return Latency(times[len(times) // 2], times[len(times) * 99 // 100])
+        run_pgbench(target, *work, "-T", str(max(1, int(seconds))), "-l", "--log-prefix=l", folder=folder)
+        times = read_log(folder)
+    return Latency(quantile(times, 0.5, 1.0), quantile(times, 0.99, 1.0))
 
 
-def throughput(target: Target, rows: int, *, copy: bool) -> float:
-    """MB/s of a large result, as a client receives it."""
-    size = 0
-    with psycopg.connect(target.dsn, autocommit=True) as connection:
-        text = (COPY if copy else LARGE).format(rows=rows)
-        started = time.perf_counter()
-        if copy:
-            with connection.cursor().copy(text.encode()) as data:
-                for block in data:
-                    size += len(block)
-        else:
-            result = connection.pgconn.exec_(text.encode())
-            if result.error_message:
-                raise RuntimeError(result.get_error_message())
-            size = rows * 110
-        return size / (time.perf_counter() - started) / 1e6
+def read_log(folder: str) -> list[float]:
+    """Microseconds of each transaction that pgbench has logged."""
+    files = Path(folder).glob("l*")
+    return [float(line.split()[2]) for file in files for line in file.read_text().splitlines()]
+
+
+def run_pgbench(target: Target, *arguments: str, folder: str | None = None) -> str:
+    """What pgbench says. Raises BenchError if a client had an error: fewer clients would have been measured."""
+    done = subprocess.run(
+        [find_pgbench(), "-n", *arguments, target.dsn],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"pgbench against {target.name}: {done.stderr[-600:]}")
+    return done.stdout
+
+
+def throughput(target: Target, megabytes: int, *, copy: bool) -> float:
+    """MB/s of a large result. Nothing but the end of it is looked at, so that the client is not what is measured."""
+    rows = megabytes * 1_000_000 // ROW_BYTES
+    text = ROWS.format(rows=rows)
+    query = (f"COPY ({text}) TO STDOUT" if copy else text).encode() + b"\0"
+    tag = f"{'COPY' if copy else 'SELECT'} {rows}\0".encode()
+    with psycopg.connect(target.dsn, autocommit=True, sslmode="disable", gssencmode="disable") as connection:
+        line = socket.socket(fileno=connection.pgconn.socket)
+        try:
+            line.setblocking(True)
+            began = time.perf_counter()
+            line.sendall(b"Q" + (len(query) + 4).to_bytes(4) + query)
+            size, tail = _read_to_end(line)
+            spent = time.perf_counter() - began
+        finally:
+            line.detach()  # libpq closes it
+    if tag not in tail:
+        raise BenchError(f"{target.name}: the large result ended with {tail!r}")
+    return size / spent / 1e6
+
+
+def _read_to_end(line: socket.socket) -> tuple[int, bytes]:
+    """How many bytes came until ReadyForQuery, and the last of them."""
+    buffer = bytearray(_BLOCK)
+    view = memoryview(buffer)
+    size, tail = 0, b""
+    while not tail.endswith(_READY):
+        count = line.recv_into(view)
+        if count == 0:
+            raise BenchError("the connection was closed within a result")
+        size += count
+        tail = (tail + bytes(view[max(0, count - 400) : count]))[-400:]
+    return size, tail
 
 
 def _number(pattern: str, text: str) -> float:
     found = re.search(pattern, text)
     if found is None:
-        raise RuntimeError(f"pgbench did not say {pattern}: {text[:300]}")
+        raise BenchError(f"pgbench did not say {pattern}: {text[:300]}")
     return float(found.group(1))

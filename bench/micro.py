@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.proxy.metrics import Histogram
@@ -24,6 +25,21 @@ STATEMENTS = {
     "insert": "INSERT INTO orders (id, customer_id, total) VALUES ({n}, 7, 12.50)",
     "update by key": "UPDATE orders SET total = 12.50 WHERE id = {n}",
 }
+
+
+def time_misses(texts: Sequence[bytes]) -> tuple[list[float], int]:
+    """Microseconds of parse + analyze + judge of each text that parses, and how many do not or are too large."""
+    ruleset = load(*find_ruleset("agent-safe"))
+    context = Context("bench", "bench", "bench", StaticCatalog())
+    times: list[float] = []
+    for text in texts:
+        started = time.perf_counter()
+        facts = analyze_text(text)
+        if isinstance(facts, tuple):
+            for statement in facts:
+                judge(statement, context, ruleset)
+            times.append((time.perf_counter() - started) * 1e6)
+    return times, len(texts) - len(times)
 
 
 def run(rounds: int = 3000) -> dict[str, float]:
