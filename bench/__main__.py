@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     standard = Options()
     parser.add_argument(
-        "--only", action="append", choices=list(ROWS), metavar="ROW", help=f"one row or several of: {', '.join(ROWS)}"
+        "--only", nargs="+", choices=list(ROWS), metavar="ROW", help=f"some of the rows {', '.join(ROWS)}"
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=standard.seconds, help="of each run of pgbench")
     parser.add_argument("--rounds", type=int, default=standard.rounds, help="runs of each pair")

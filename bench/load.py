@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import socket
@@ -79,10 +80,13 @@ def rate(target: Target, work: tuple[str, ...], mode: str, clients: int, seconds
     """Several clients for so many seconds. What their logins cost the proxy is measured apart and taken off."""
     one = [*work, "-M", mode, "-c", str(clients), "-t", "1"]
     run_pgbench(target, *one)  # caches, and server connections that a pool keeps
-    before = target.cpu_seconds()
+    before, began = target.cpu_seconds(), time.perf_counter()
     run_pgbench(target, *one)
     between = target.cpu_seconds()
-    output = run_pgbench(target, *one[:-2], "-T", str(max(1, int(seconds))))
+    duration = (
+        seconds + time.perf_counter() - began
+    )  # pgbench's clock runs while it logs in, its tps do not count that
+    output = run_pgbench(target, *one[:-2], "-T", str(math.ceil(duration)))
     spent = (target.cpu_seconds() - between) - (between - before)
     count = int(_number(r"actually processed: (\d+)", output)) - clients
     return Rate(_number(r"tps = ([\d.]+)", output), max(0.0, spent) / max(1, count) * 1e6)
@@ -93,7 +97,7 @@ def latency(target: Target, mode: str, seconds: float) -> Latency:
     work = [*SELECT_ONLY, "-M", mode, "-c", "1"]
     run_pgbench(target, *work, "-t", "1")
     with TemporaryDirectory() as folder:
-        run_pgbench(target, *work, "-T", str(max(1, int(seconds))), "-l", "--log-prefix=l", folder=folder)
+        run_pgbench(target, *work, "-T", str(math.ceil(seconds)), "-l", "--log-prefix=l", folder=folder)
         times = read_log(folder)
     return Latency(quantile(times, 0.5, 1.0), quantile(times, 0.99, 1.0))
 
@@ -105,7 +109,9 @@ def read_log(folder: str) -> list[float]:
 
 
 def run_pgbench(target: Target, *arguments: str, folder: str | None = None) -> str:
-    """What pgbench says. Raises BenchError if a client had an error: fewer clients would have been measured."""
+    """What pgbench says. Raises BenchError for any error: it goes on without a client that failed, and with a statement
+    of the same name that somebody else has prepared.
+    """
     done = subprocess.run(
         [find_pgbench(), "-n", *arguments, target.dsn],
         check=False,
@@ -113,7 +119,7 @@ def run_pgbench(target: Target, *arguments: str, folder: str | None = None) -> s
         text=True,
         cwd=folder,
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or "error:" in done.stderr:
         raise BenchError(f"pgbench against {target.name}: {done.stderr[-600:]}")
     return done.stdout
 

@@ -34,7 +34,10 @@ def find_program(name: str) -> str | None:
 
 @contextmanager
 def pgbouncer(server: EmbeddedServer, folder: Path, connections: int) -> Iterator[Target]:
-    """PgBouncer in session mode, as Debian packages it: one process, a server connection for each client."""
+    """PgBouncer in session mode, as Debian packages it: one process, a server connection for each client.
+
+    It resets a connection before it gives it to another client: pgbench prepares the same names again.
+    """
     port = find_free_port()
     users = folder / "users.txt"
     users.write_text(f'"{server.user}" "{server.password}"\n')
@@ -42,7 +45,7 @@ def pgbouncer(server: EmbeddedServer, folder: Path, connections: int) -> Iterato
     settings.write_text(
         f"[databases]\n* = host={server.host} port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
         f"listen_port = {port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = session\n"
-        f"max_client_conn = {connections}\ndefault_pool_size = {connections}\nserver_reset_query =\n"
+        f"max_client_conn = {connections}\ndefault_pool_size = {connections}\n"
         "unix_socket_dir =\nlog_connections = 0\nlog_disconnections = 0\n"
         "ignore_startup_parameters = extra_float_digits\n"
     )
