@@ -11,6 +11,7 @@ from sqlwall.config.values import (
     AUTH_METHODS,
     Secret,
     integer,
+    number,
     read_auth_methods,
     read_boolean,
     read_duration,
@@ -184,6 +185,17 @@ class Limits:
     per_agent_connections: Annotated[
         int, Setting("sessions of one agent, where the agent has no number of its own", integer(1, 100_000))
     ] = 50
+    per_agent_rate: Annotated[
+        float,
+        Setting(
+            "statements per second of one agent, all its sessions together; 0: any number",
+            number(0, 1_000_000),
+        ),
+    ] = 0.0
+    per_agent_burst: Annotated[
+        int,
+        Setting("statements that an agent may send at once before that rate holds", integer(1, 1_000_000)),
+    ] = 100
     segment_bytes: Annotated[
         int, Setting("bytes held of a client until its Sync, Flush or Query ends", size(64 * 1024, 1024**3))
     ] = 64 * 1024**2

@@ -102,6 +102,18 @@ def integer(low: int, high: int) -> Callable[[object], int]:
     return read
 
 
+def number(low: float, high: float) -> Callable[[object], float]:
+    """A reader of decimal numbers between two bounds, both included."""
+
+    def read(raw: object) -> float:
+        text = "" if isinstance(raw, bool) else str(raw).strip()
+        if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text, re.ASCII) or not low <= float(text) <= high:
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        return float(text)
+
+    return read
+
+
 def size(low: int, high: int) -> Callable[[object], int]:
     """A reader of sizes in bytes: ``65536`` or ``64MiB``; kB, MB and GB count by 1024, as PostgreSQL's do."""
 

@@ -17,6 +17,7 @@ from sqlwall.proxy.guard import Keeper
 from sqlwall.proxy.lanes import Lane, refuse_whole
 from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.policy import SessionPolicy
+from sqlwall.proxy.rate import Rate, cost, may_end_block, only_ends_block
 from sqlwall.proxy.record import Recorder
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.session import refusal as words
@@ -28,6 +29,7 @@ from sqlwall.sql.statement import Statement, Unparsable
 from sqlwall.store.chain import AuditKind
 from sqlwall.store.stamp import new_ulid
 from sqlwall.wire import frontend, sqlstate
+from sqlwall.wire.backend import TransactionStatus, ready_for_query
 from sqlwall.wire.frames import Frame, FrameReader, Scanner, Side
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,7 @@ class Connection:
         self.idle_since = 0.0
         self.is_closing = False
         self.watched: dict[bytes, bytes] = {}
+        self.rate: Rate | None = None  # where the agent's statements per second are limited
         self._statement_timeout = statement_timeout
         self._client_reader = FrameReader(Side.FRONTEND, segment_limit)
         self._server_reader = Scanner(Side.BACKEND)
@@ -144,6 +147,9 @@ class Connection:
         self._cancelling: asyncio.Task[None] | None = None
         self._is_in_lane = False
         self._is_draining = False
+        self._is_stalled = (
+            False  # refusals that the client does not read hold up what it has sent behind them
+        )
         self._client_paused: set[str] = set()
         self.ended = self._loop.create_future()
 
@@ -194,6 +200,8 @@ class Connection:
         self._throttle()
 
     def _start_segment(self, frames: list[Frame]) -> None:
+        if self.rate is not None and self._is_throttled(frames, self.rate):
+            return
         session = self.session
         try:
             self.policy.refresh()
@@ -204,6 +212,8 @@ class Connection:
             logger.error("segment refused, closed: %s", error)
             segment = Segment(frames, session.standing())
             refuse_whole(segment, words.internal_failure(new_ulid()))
+        if self.rate is not None and len(frames) == 1 and segment.steps:
+            self.rate.charge(max(0, len(segment.steps[0].statements) - 1))
         limit = segment.time_limit
         if self._statement_timeout and not 0 < limit <= self._statement_timeout:
             limit = self._statement_timeout
@@ -213,6 +223,41 @@ class Connection:
             return
         self._is_in_lane = True
         self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
+
+    def _is_throttled(self, frames: list[Frame], rate: Rate) -> bool:
+        """Whether the agent has sent too many statements; then this segment has been refused, unread.
+
+        What only ends a transaction goes through: a refusal must not keep locks.
+        """
+        count = cost(frames)
+        wait = rate.take(count, self._loop.time()) if count else 0.0
+        if not wait:
+            return False
+        session = self.session
+        is_idle = session.ledger.status == ord("I")
+        if not is_idle and may_end_block(frames) and only_ends_block(session.examine(frames).steps):
+            return False
+        event = self.recorder.throttled()
+        refusal = words.over_rate(self.agent, rate.limit, rate.burst, wait, event)
+        self._is_in_lane = True
+        if is_idle and session.is_quiet and (len(frames) == 1 or frames[-1].type_code == ord("S")):
+            self.send_client(refusal.to_bytes() + ready_for_query(TransactionStatus.IDLE))
+            self._loop.call_soon(self._go_on)
+            return True
+        segment = Segment(frames, session.standing())
+        refuse_whole(segment, refusal)
+        self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
+        return True
+
+    def _go_on(self) -> None:
+        """One refusal a turn of the loop, and none that the client would not read: its flood is not our work."""
+        if self.is_closing:
+            return
+        assert self._client is not None
+        self._is_stalled = self._client.get_write_buffer_size() > HIGH_WATER
+        if not self._is_stalled:
+            self._is_in_lane = False
+            self._finish_batch()
 
     def _note(self, segment: Segment) -> bool:
         """Note the reads of a fast segment; False if the store cannot take them, and the segment has to wait."""
@@ -418,6 +463,8 @@ class Connection:
         """The client reads again."""
         if self._server is not None and not self._server.is_closing():
             self._server.resume_reading()
+        if self._is_stalled:
+            self._go_on()
 
     def pause_client(self, why: str = "server") -> None:
         """Stop reading the client, for one more reason."""

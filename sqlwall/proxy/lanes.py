@@ -610,7 +610,9 @@ class Lane:
 def refuse_whole(segment: Segment, refusal: Refusal) -> None:
     """Nothing of the segment is forwarded: its first message is refused."""
     if not segment.steps:
-        segment.steps.append(Step(segment.frames[0], Kind.QUERY))
+        # In a pipeline a Query in its place would bring a ReadyForQuery too many.
+        is_query = segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL)
+        segment.steps.append(Step(segment.frames[0], Kind.QUERY if is_query else Kind.PARSE))
     for step in segment.steps:
         if step.act == Act.REFUSE and step.refusal is not None:
             continue

@@ -49,7 +49,7 @@ class Counters:
         "_watched", "auth_failures", "bytes_from_client", "bytes_from_server", "bytes_to_client", "bytes_to_server",
         "cancels", "connections", "covering", "endings", "gates", "judging", "limits", "logins", "parsing",
         "refusals", "reloaded_at", "reloads", "sessions", "snapshot_bytes", "snapshot_rows", "snapshots",
-        "statements", "upstream_failures",
+        "statements", "throttled", "upstream_failures",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class Counters:
         self.gates: dict[Labels, int] = {}
         self.snapshots: dict[Labels, int] = {}
         self.limits: dict[Labels, int] = {}
+        self.throttled: dict[Labels, int] = {}
         self.endings: dict[Labels, int] = {}
         self.sessions: dict[Labels, int] = {}
         self.logins: dict[Labels, int] = {}
@@ -102,6 +103,10 @@ class Counters:
     def limit(self, rule: str) -> None:
         """A limit ended a statement."""
         _add(self.limits, (rule,))
+
+    def statement_throttled(self, agent: str) -> None:
+        """A segment was refused because its agent sends too many."""
+        _add(self.throttled, (agent,))
 
     def connection_opened(self) -> None:
         """Somebody connected, whoever it is."""
@@ -177,6 +182,11 @@ _LABELLED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
         ("outcome",),
     ),
     "limits": ("sqlwall_limits_hit", "Statements that a limit ended.", ("rule",)),
+    "throttled": (
+        "sqlwall_throttled",
+        "Refusals because an agent sent too many statements per second.",
+        ("agent",),
+    ),
     "endings": ("sqlwall_sessions_ended", "Why sessions ended.", ("reason",)),
     "sessions": ("sqlwall_sessions", "Open sessions.", ("agent",)),
     "logins": ("sqlwall_sessions_started", "Sessions that began.", ("agent",)),

@@ -13,12 +13,14 @@ from sqlwall.proxy import gate
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
 from sqlwall.rules.verdict import Action, Verdict
+from sqlwall.session.refusal import RATE_RULE
 from sqlwall.session.segment import Step
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.audit import AuditLog, Beside
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
 from sqlwall.store.snapshots import dropping
 from sqlwall.store.stamp import new_ulid, utc_now
+from sqlwall.wire import sqlstate
 
 #: A durable record that takes longer than this is a store that is down (seconds).
 DURABLE_TIMEOUT = 30.0
@@ -38,6 +40,17 @@ class Reads:
         self.since = utc_now()
 
 
+class Throttled:
+    """Refusals for too many statements since the last flush; `event` is the id of the record that they become."""
+
+    __slots__ = ("count", "event", "since")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.event = new_ulid()
+        self.since = utc_now()
+
+
 class Recorder:
     """The record of one session.
 
@@ -45,7 +58,7 @@ class Recorder:
     gathered, and is called by the worker's clock, before anything else goes on the record, and at the end.
     """
 
-    __slots__ = ("_audit", "_counters", "_labels", "_reads", "_statement_bytes")
+    __slots__ = ("_audit", "_counters", "_labels", "_reads", "_statement_bytes", "_throttled")
 
     def __init__(
         self, audit: AuditLog, counters: Counters, labels: SessionLabels, statement_bytes: int
@@ -55,6 +68,7 @@ class Recorder:
         self._labels = labels
         self._statement_bytes = statement_bytes
         self._reads: dict[tuple[bytes, int], Reads] = {}
+        self._throttled: Throttled | None = None
 
     @property
     def guarded(self) -> SessionLabels:
@@ -87,8 +101,43 @@ class Recorder:
         reads.count += 1
         return True
 
+    def throttled(self) -> str:
+        """Note a segment that was refused unread, because its agent sends too many; returns the id of its record.
+
+        A flood is cheap to send: what gathers of it until the next flush is one record, and nobody waits for it.
+        """
+        found = self._throttled
+        if found is None:
+            found = self._throttled = Throttled()
+        found.count += 1
+        self._counters.statement_throttled(self._labels.agent)
+        self._counters.statement(self._labels.agent, "", "deny")
+        self._counters.refusal(RATE_RULE)
+        return found.event
+
+    def _flush_throttled(self, found: Throttled) -> None:
+        labels = self._labels
+        record = AuditRecord(
+            AuditKind.REFUSAL,
+            agent=labels.agent,
+            session=labels.session,
+            client=labels.client,
+            database=labels.database,
+            action="deny",
+            rule=RATE_RULE,
+            sqlstate=sqlstate.CONFIGURATION_LIMIT_EXCEEDED,
+            reason="more statements per second than the agent may send",
+            outcome="once" if found.count == 1 else f"{found.count} times",
+            event=found.event,
+            time=found.since,
+        )
+        if self._audit.note(record):
+            self._throttled = None
+
     def flush(self) -> bool:
         """Write the reads that have gathered; False if the store does not take them all."""
+        if self._throttled is not None:
+            self._flush_throttled(self._throttled)
         while self._reads:
             key = next(iter(self._reads))
             if not self._audit.note(self._read_record(self._reads[key])):
@@ -130,6 +179,8 @@ class Recorder:
 
     async def refusal(self, step: Step, event: str) -> None:
         """Put a refusal on the record. Raises StoreError if that cannot be."""
+        if step.refusal is not None and step.refusal.rule == RATE_RULE:
+            return  # noted by `throttled`
         verdict = step.verdicts[-1] if step.verdicts else None
         rule = verdict.rule if verdict is not None and verdict.action is not Action.ALLOW else ""
         if not rule and step.refusal is not None:

@@ -22,6 +22,7 @@ from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observe import Relay
 from sqlwall.proxy.observer import Observers
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
+from sqlwall.proxy.rate import Rate
 from sqlwall.proxy.settle import settle_all
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.proxy.tls import client_side_context
@@ -112,6 +113,7 @@ class Worker:
         self._connections: dict[Connection | Relay, Link] = {}
         self._cancel_keys: dict[tuple[int, bytes], Connection | Relay] = {}
         self._reserved: dict[str, int] = {}
+        self._rates: dict[str, Rate] = {}
         self._server: asyncio.Server | None = None
         self._is_draining = False
         self.forward_cancel: Callable[[int, bytes], None] | None = None
@@ -211,6 +213,7 @@ class Worker:
         self.accept_settings = prepared.accept
         self.upstream_settings = prepared.upstream
         self.config = prepared.config
+        self._change_rates()
 
     def _load(self, name: str) -> Ruleset:
         text, file = self._find_ruleset(name)
@@ -265,6 +268,27 @@ class Worker:
         else:
             self._reserved.pop(agent, None)
 
+    def rate_of(self, agent: str) -> Rate | None:
+        """How many statements the agent may send; None where that is not limited."""
+        limits = self.config.limits
+        if not limits.per_agent_rate:
+            return None
+        found = self._rates.get(agent)
+        if found is None:
+            found = self._rates[agent] = Rate(limits.per_agent_rate, limits.per_agent_burst, self._workers)
+        return found
+
+    def _change_rates(self) -> None:
+        """Other limits hold for open sessions too; what an agent has sent stays counted."""
+        limits = self.config.limits
+        if not limits.per_agent_rate:
+            self._rates.clear()
+        for rate in self._rates.values():
+            rate.change(limits.per_agent_rate, limits.per_agent_burst, self._workers)
+        for connection in self._connections:
+            if isinstance(connection, Connection):
+                connection.rate = self.rate_of(connection.agent)
+
     async def catalog_of(self, database: str) -> CatalogCache:
         """What is known of a database; loaded before its first session is admitted."""
         catalog = self._catalogs.get(database)
@@ -303,6 +327,8 @@ class Worker:
     ) -> None:
         """A connection is about to run; its catalog is released when it ends."""
         self._connections[connection] = Link(upstream, key, catalog)
+        if isinstance(connection, Connection):
+            connection.rate = self.rate_of(connection.agent)
         self._cancel_keys[key.process_id, key.secret] = connection
         self.counters.session_started(connection.agent)
 

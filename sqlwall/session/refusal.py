@@ -20,6 +20,9 @@ FIRST_LINE_LIMIT = 300
 #: Prepared statements, portals and savepoints of this prefix are sqlwall's; an agent may not name its own so.
 RESERVED_PREFIX = "_sqlwall"
 
+#: The rule under which what an agent sends too fast is refused.
+RATE_RULE = "rate-limit"
+
 _NOTHING = "Nothing was executed. Do not retry unchanged."
 
 
@@ -53,7 +56,9 @@ class Refusal:
 
     def with_event(self, event: str) -> Refusal:
         """The same with the id of its record, where the detail is sqlwall's own."""
-        return replace(self, detail=f"{self.detail} event={event}") if self.rule else self
+        if not self.rule or " event=" in self.detail:
+            return self
+        return replace(self, detail=f"{self.detail} event={event}")
 
 
 def first_line(head: str, reason: str, tail: str) -> str:
@@ -137,6 +142,19 @@ def over_limit(what: str, rule: str, event: str) -> Refusal:
         f"rule={rule} retryable=false event={event}",
         "Ask for less: add a WHERE clause or a LIMIT.",
         rule,
+    )
+
+
+def over_rate(agent: str, limit: float, burst: int, wait: float, event: str) -> Refusal:
+    """An agent sends more statements than it may; `wait` is in how many seconds the next one passes."""
+    seconds = f"{max(wait, 0.01):.2f}" if wait < 10 else f"{wait:.0f}"
+    return Refusal(
+        sqlstate.CONFIGURATION_LIMIT_EXCEEDED,
+        f"sqlwall refused the statement [{RATE_RULE}]: agent {agent} is over its limit of {limit:g} statements per"
+        f" second ({burst} at once). Nothing was executed. Retry in {seconds} s.",
+        f"rule={RATE_RULE} retryable=true event={event}",
+        "Wait between statements, or ask for a higher limits.per_agent_rate.",
+        RATE_RULE,
     )
 
 
