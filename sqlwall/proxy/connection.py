@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable
+from time import perf_counter
 from typing import Protocol
 
 from sqlwall.errors import ProtocolError, SqlwallError
@@ -23,7 +24,7 @@ from sqlwall.proxy.tasks import TaskSet
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import CopyState, Expectation, Kind
 from sqlwall.session.refusal import Refusal
-from sqlwall.session.segment import Segment
+from sqlwall.session.segment import Segment, Step
 from sqlwall.session.session import Session
 from sqlwall.sql.statement import Statement, Unparsable
 from sqlwall.store.chain import AuditKind
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a client's later segments that may wait while one is in flight; beyond, its socket is not read.
 WAITING_LIMIT = 1024 * 1024
+#: A segment of more messages is examined and forwarded in slices of so many seconds, and the others served in between.
+LONG_SEGMENT = 64
+SLICE = 0.002
 #: The kernel and the event loop may hold this much for a peer that does not read before the other side is paused.
 HIGH_WATER = 256 * 1024
 
@@ -48,8 +52,8 @@ class Shared(Protocol):
     def cancel_upstream(self, connection: Connection) -> Awaitable[None]:
         """Ask the server to cancel what the connection's session runs; done when the server has been told."""
 
-    def analyze_large(self, text: bytes) -> Awaitable[tuple[Statement, ...] | Unparsable]:
-        """Facts from the sandboxed parser."""
+    def analyze_large(self, text: bytes, agent: str) -> Awaitable[tuple[Statement, ...] | Unparsable]:
+        """Facts from the sandboxed parser, in the agent's turn."""
 
     def ended(self, connection: Connection) -> None:
         """The connection is over on both sides."""
@@ -202,6 +206,10 @@ class Connection:
     def _start_segment(self, frames: list[Frame]) -> None:
         if self.rate is not None and self._is_throttled(frames, self.rate):
             return
+        if len(frames) > LONG_SEGMENT:
+            self._is_in_lane = True
+            self._tasks.spawn(self._run_long(frames), f"long segment of {self.agent}")
+            return
         session = self.session
         try:
             self.policy.refresh()
@@ -209,20 +217,89 @@ class Connection:
         except ProtocolError:
             raise
         except SqlwallError as error:
-            logger.error("segment refused, closed: %s", error)
-            segment = Segment(frames, session.standing())
-            refuse_whole(segment, words.internal_failure(new_ulid()))
+            segment = self._closed(frames, error)
         if self.rate is not None and len(frames) == 1 and segment.steps:
             self.rate.charge(max(0, len(segment.steps[0].statements) - 1))
-        limit = segment.time_limit
-        if self._statement_timeout and not 0 < limit <= self._statement_timeout:
-            limit = self._statement_timeout
-        self.deadline = self._loop.time() + limit if limit else 0.0
-        if segment.is_fast and self._note(segment):
+        self._set_deadline(segment)
+        if segment.is_fast and self._note(segment.steps):
             self.send_server(session.forward(segment))
             return
         self._is_in_lane = True
         self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
+
+    def _closed(self, frames: list[Frame], error: SqlwallError) -> Segment:
+        """A segment that is refused because something of ours is broken."""
+        logger.error("segment refused, closed: %s", error)
+        segment = Segment(frames, self.session.standing())
+        refuse_whole(segment, words.internal_failure(new_ulid()))
+        return segment
+
+    def _set_deadline(self, segment: Segment) -> None:
+        limit = segment.time_limit
+        if self._statement_timeout and not 0 < limit <= self._statement_timeout:
+            limit = self._statement_timeout
+        self.deadline = self._loop.time() + limit if limit else 0.0
+
+    async def _run_long(self, frames: list[Frame]) -> None:
+        """A segment of many messages: what would keep everybody else waiting is done in slices."""
+        try:
+            segment = await self._examine_long(frames)
+            self._set_deadline(segment)
+            if segment.is_fast and await self._forward_long(segment):
+                await self.settled()
+                self._is_in_lane = False
+                self._finish_batch()
+                return
+        except ConnectionError:
+            return
+        except ProtocolError as error:
+            self.end(words.ending(error.sqlstate, str(error)), "protocol")
+            return
+        await self._run_lane(segment)
+
+    async def _examine_long(self, frames: list[Frame]) -> Segment:
+        try:
+            self.policy.refresh()
+            examination = self.session.begin_examination(frames)
+            started = perf_counter()
+            while True:
+                is_over = examination.advance()
+                unread = examination.segment.unread
+                if unread:
+                    self.policy.learn(unread, await self.analyze_large(unread))
+                    examination.go_back()
+                elif is_over:
+                    return examination.segment
+                elif perf_counter() - started > SLICE:
+                    started = await self._let_others()
+        except ProtocolError:
+            raise
+        except SqlwallError as error:
+            return self._closed(frames, error)
+
+    async def _forward_long(self, segment: Segment) -> bool:
+        """False if the store cannot take the reads in it; then nothing has been forwarded."""
+        steps = segment.steps
+        parts = [steps[place : place + LONG_SEGMENT] for place in range(0, len(steps), LONG_SEGMENT)]
+        started = perf_counter()
+        for part in parts:
+            if not self._note(part):
+                return False
+            if perf_counter() - started > SLICE:
+                started = await self._let_others()
+        self.session.start(segment, [])
+        for part in parts:
+            self.send_server(self.session.forward_part(segment, part))
+            if perf_counter() - started > SLICE:
+                started = await self._let_others()
+        return True
+
+    async def _let_others(self) -> float:
+        """One turn of the loop for all others; returns the time. Raises ConnectionError once the connection is over."""
+        await asyncio.sleep(0)
+        if self.is_closing:
+            raise ConnectionAbortedError("the connection is over")
+        return perf_counter()
 
     def _is_throttled(self, frames: list[Frame], rate: Rate) -> bool:
         """Whether the agent has sent too many statements; then this segment has been refused, unread.
@@ -259,9 +336,9 @@ class Connection:
             self._is_in_lane = False
             self._finish_batch()
 
-    def _note(self, segment: Segment) -> bool:
+    def _note(self, steps: list[Step]) -> bool:
         """Note the reads of a fast segment; False if the store cannot take them, and the segment has to wait."""
-        for step in segment.steps:
+        for step in steps:
             if step.verdicts and step.kind in (Kind.EXECUTE, Kind.QUERY) and not self.recorder.read(step):
                 return False
         return True
@@ -446,7 +523,10 @@ class Connection:
 
     async def analyze_large(self, text: bytes) -> tuple[Statement, ...] | Unparsable:
         """See `lanes.Line`."""
-        return await self.shared.analyze_large(text)
+        found = await self.shared.analyze_large(text, self.agent)
+        if self.is_closing:
+            raise ConnectionAbortedError("the connection is over")
+        return found
 
     def new_nonce(self) -> str:
         """See `lanes.Line`."""

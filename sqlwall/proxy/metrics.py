@@ -203,6 +203,10 @@ WATCHED: Final[Mapping[str, tuple[str, str]]] = {
     "cache_hits": ("sqlwall_facts_cache_hits", "Texts whose facts were known."),
     "cache_misses": ("sqlwall_facts_cache_misses", "Texts that had to be parsed."),
     "sandbox_deaths": ("sqlwall_parser_deaths", "Times that the parser process died over a text."),
+    "parses_diverted": (
+        "sqlwall_parses_diverted",
+        "Texts read in the parser process because their agent had used up its share of the worker's time.",
+    ),
     "sandbox_timeouts": ("sqlwall_parser_timeouts", "Times that the parser process took too long and was killed."),
 }  # fmt: skip
 #: Counted only where the shell counts them.

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sqlwall.proxy.catalog import parse_search_path
 from sqlwall.proxy.metrics import Histogram
+from sqlwall.proxy.share import SMALL_TEXT, ParseShare
 from sqlwall.rules.context import CatalogView, Context
 from sqlwall.rules.judge import judge, judge_unparsable
 from sqlwall.rules.ruleset import Ruleset
@@ -51,6 +52,10 @@ class FactsCache:
         self._bytes = 0
         self.hits = 0
         self.misses = 0
+
+    def knows(self, text: bytes) -> bool:
+        """Whether its facts are here."""
+        return text in self._young or text in self._old
 
     def find(self, text: bytes) -> Facts | None:
         """Facts of the text; None while only the sandboxed parser may read it."""
@@ -142,8 +147,10 @@ class SessionPolicy:
         *,
         is_standby: bool = False,
         can_cover: bool = False,
+        share: ParseShare | None = None,
     ) -> None:
         self.identity = identity
+        self._share = share
         self._facts = facts
         self._caches = caches
         self._live_ruleset = ruleset
@@ -159,8 +166,11 @@ class SessionPolicy:
 
     def refresh(self) -> None:
         """Judge from here on by the ruleset and catalog of now. Raises StoreError if the catalog is not known."""
-        if self._large:  # what could not be read may have been too much for that moment only
-            self._large = {text: facts for text, facts in self._large.items() if isinstance(facts, tuple)}
+        if (
+            self._large
+        ):  # a new segment: cache and memory are bounded, and what could not be read may be tried again
+            text, facts = self._large.popitem()
+            self._large = {text: facts} if isinstance(facts, tuple) else {}
         ruleset = self._live_ruleset()
         generation = self._catalog.generation
         if ruleset is self.ruleset and generation == self._generation:
@@ -199,12 +209,16 @@ class SessionPolicy:
 
     def facts(self, text: bytes) -> Facts | None:
         """See `session.examine.Policy`."""
+        if len(text) <= SMALL_TEXT:
+            return self._facts.find(text)
         large = self._large.get(text) if self._large else None
-        return large if large is not None else self._facts.find(text)
+        if large is not None:
+            return large
+        return self._facts.find(text) if self._share is None else self._share.find(text, self._facts)
 
     def learn(self, text: bytes, facts: Facts) -> None:
-        """What the sandboxed parser read; kept until the next large text, since cache and memory are bounded."""
-        self._large = {text: facts}
+        """What the sandboxed parser read; kept to the end of its segment, which may hold several such texts."""
+        self._large[text] = facts
         self._facts.add(text, facts)
 
     def judge(self, statement: Statement) -> Verdict:

@@ -24,6 +24,7 @@ from sqlwall.proxy.observer import Observers
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
 from sqlwall.proxy.rate import Rate
 from sqlwall.proxy.settle import settle_all
+from sqlwall.proxy.share import ParseShare
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.proxy.tls import client_side_context
 from sqlwall.proxy.upstream import Upstream, UpstreamSettings, cancel_upstream
@@ -31,6 +32,7 @@ from sqlwall.rules.loader import load
 from sqlwall.rules.ruleset import Mode, Ruleset
 from sqlwall.session import refusal as words
 from sqlwall.session.refusal import Refusal
+from sqlwall.sql.parse import IN_PROCESS_LIMIT
 from sqlwall.sql.sandbox import ParserSandbox
 from sqlwall.sql.statement import Statement, Unparsable
 from sqlwall.store import agents
@@ -104,12 +106,14 @@ class Worker:
         self._facts = FactsCache(self.counters.parsing, self.counters.judging)
         self._verdicts = VerdictCaches()
         self._catalogs: dict[str, CatalogCache] = {}
-        self._sandbox = ParserSandbox()
+        self._sandbox = ParserSandbox(config.timeouts.parse)
+        self._shares: dict[str, ParseShare] = {}
         self.keeper = _keeper(config, engine, self.audit, self.tasks, self.counters)
         self.counters.watch("cache_hits", lambda: self._facts.hits)
         self.counters.watch("cache_misses", lambda: self._facts.misses)
         self.counters.watch("sandbox_deaths", lambda: self._sandbox.deaths)
         self.counters.watch("sandbox_timeouts", lambda: self._sandbox.timeouts)
+        self.counters.watch("parses_diverted", lambda: sum(s.diverted for s in self._shares.values()))
         self._connections: dict[Connection | Relay, Link] = {}
         self._cancel_keys: dict[tuple[int, bytes], Connection | Relay] = {}
         self._reserved: dict[str, int] = {}
@@ -213,6 +217,7 @@ class Worker:
         self.accept_settings = prepared.accept
         self.upstream_settings = prepared.upstream
         self.config = prepared.config
+        self._sandbox.deadline = prepared.config.timeouts.parse
         self._change_rates()
 
     def _load(self, name: str) -> Ruleset:
@@ -316,6 +321,7 @@ class Worker:
             catalog,
             is_standby=is_standby,
             can_cover=self.keeper is not None,
+            share=self._shares.setdefault(identity.agent, ParseShare()),
         )
 
     def register(
@@ -351,10 +357,9 @@ class Worker:
             upstream = link.upstream
             await cancel_upstream(self.upstream_settings, upstream.process_id, upstream.secret)
 
-    async def analyze_large(self, text: bytes) -> tuple[Statement, ...] | Unparsable:
+    async def analyze_large(self, text: bytes, agent: str) -> tuple[Statement, ...] | Unparsable:
         """See `connection.Shared`."""
-        found: tuple[Statement, ...] | Unparsable = await self._sandbox.analyze(text)
-        return found
+        return await self._sandbox.analyze(text, agent, is_patient=len(text) <= IN_PROCESS_LIMIT)
 
     async def cancel(self, process_id: int, secret: bytes) -> None:
         """A client's CancelRequest; one that no session of ours answers to goes to the other workers."""

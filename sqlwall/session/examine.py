@@ -96,15 +96,33 @@ class Examination:
 
     def run(self) -> None:
         """Fill in the segment's steps, up to the first that is refused or unread."""
+        while not self.advance():
+            pass
+
+    def advance(self) -> bool:
+        """Examine one more message. True once there is nothing left to examine, or one is refused or unread."""
         segment = self._segment
-        for frame in segment.frames:
-            step = self._frame(frame)
-            segment.steps.append(step)
-            segment.acts = max(segment.acts, step.act)
-            if step.act == Act.REFUSE or segment.unread:
-                break
+        step = self._frame(segment.frames[len(segment.steps)])
+        segment.steps.append(step)
+        segment.acts = max(segment.acts, step.act)
+        if segment.unread:
+            return True
+        if step.act != Act.REFUSE:
             segment.may_write = segment.may_write or self._standing.is_writable
+            if len(segment.steps) < len(segment.frames):
+                return False
         self._refuse_mixed()
+        return True
+
+    def go_back(self) -> None:
+        """The text that was unread has been read: examine its message again."""
+        self._segment.unread = b""
+        self._segment.steps.pop()
+
+    @property
+    def segment(self) -> Segment:
+        """What has been found so far."""
+        return self._segment
 
     def _refuse_mixed(self) -> None:
         """A write of its own needs one commit point of its own, and the segment must have no other, refused or not."""

@@ -29,6 +29,10 @@ _IDLE = ord("I")
 
 #: Prepared statements and portals that a session may have; a client that never forgets one is not served for ever.
 NAMES_LIMIT = 20_000
+#: Messages of one segment: each costs us some ten times its bytes until its reply is in.
+MESSAGES_LIMIT = 500_000
+#: A COPY FROM STDIN whose client waits with its Sync stands within so many messages; further back is not looked.
+COPY_LIMIT = 256
 
 
 class Session:
@@ -63,11 +67,13 @@ class Session:
             self.held_bytes += len(frame.raw)
             if frame.type_code in _ENDS or frame.type_code == _TERMINATE:
                 self._ends_waiting += 1
-        if (
-            not self._ends_waiting
-            and self.held_bytes > self.segment_limit
-            and self.ledger.copy == CopyState.NONE
-        ):
+        if self._ends_waiting or self.ledger.copy != CopyState.NONE:
+            return
+        if len(self.waiting) > MESSAGES_LIMIT:
+            raise ProtocolError(
+                f"a pipeline of over {MESSAGES_LIMIT} messages without Sync", sqlstate.PROGRAM_LIMIT_EXCEEDED
+            )
+        if self.held_bytes > self.segment_limit:
             raise ProtocolError(
                 f"a pipeline of over {self.segment_limit} bytes without Sync", sqlstate.PROGRAM_LIMIT_EXCEEDED
             )
@@ -161,7 +167,9 @@ class Session:
 
         PostgreSQL answers such an Execute at once; a Flush of ours changes nothing about that.
         """
-        if not self.waiting or self.ledger.skipping or not self._starts_copy(self.waiting):
+        if not 0 < len(self.waiting) <= COPY_LIMIT or self.ledger.skipping:
+            return False
+        if not self._starts_copy(self.waiting):
             return False
         flush = Frame(_FLUSH, frontend.flush())
         self.waiting.append(flush)
@@ -194,11 +202,15 @@ class Session:
 
     def examine(self, frames: list[Frame]) -> Segment:
         """Say of every message how it travels. Repeated after the sandbox has read a text that was too large."""
+        examination = self.begin_examination(frames)
+        examination.run()
+        return examination.segment
+
+    def begin_examination(self, frames: list[Frame]) -> Examination:
+        """The same for a segment that is too long to be examined at once."""
         self.statements.begin()
         self.portals.begin()
-        segment = Segment(frames, self.standing())
-        Examination(self.policy, self.statements, self.portals, segment).run()
-        return segment
+        return Examination(self.policy, self.statements, self.portals, Segment(frames, self.standing()))
 
     def standing(self) -> Standing:
         flushed = self._flushed
@@ -208,11 +220,23 @@ class Session:
 
     # -- towards the server
 
-    def start(self, segment: Segment) -> None:
-        """The segment is about to be forwarded: what it may bring about counts from now on."""
+    def start(self, segment: Segment, steps: list[Step] | None = None) -> None:
+        """The segment is about to be forwarded: what it may bring about counts from now on.
+
+        Where not all steps go at once, `steps` are the first of them, and `forward_part` counts the others.
+        """
         self.ledger.start_batch()
         self.is_writable = self.is_writable or segment.may_write
-        for step in segment.steps:
+        self._count(segment.steps if steps is None else steps)
+        if segment.frames[-1].type_code == _FLUSH:
+            self._flushed = None if self.flushes_as_sync(segment) else segment.standing
+        if len(self.statements.confirmed) + len(self.portals.confirmed) > NAMES_LIMIT:
+            raise ProtocolError(
+                f"more than {NAMES_LIMIT} prepared statements", sqlstate.PROGRAM_LIMIT_EXCEEDED
+            )
+
+    def _count(self, steps: list[Step]) -> None:
+        for step in steps:
             self.has_written = self.has_written or step.act == Act.RECORD
             for statement in step.statements:
                 self.has_rolled_back = self.has_rolled_back or (self.has_written and rolls_back_to(statement))
@@ -222,12 +246,6 @@ class Session:
                     again = self.has_written and rolls_back_to(prepared.statement)
                     self.has_rolled_back = self.has_rolled_back or again
                     self.has_held_cursor = self.has_held_cursor or prepared.statement.hold
-        if segment.frames[-1].type_code == _FLUSH:
-            self._flushed = None if self.flushes_as_sync(segment) else segment.standing
-        if len(self.statements.confirmed) + len(self.portals.confirmed) > NAMES_LIMIT:
-            raise ProtocolError(
-                f"more than {NAMES_LIMIT} prepared statements", sqlstate.PROGRAM_LIMIT_EXCEEDED
-            )
 
     def flushes_as_sync(self, segment: Segment) -> bool:
         """Whether its Flush may go as a Sync: only Parse, Describe and Close, and no transaction to be ended by it.
@@ -254,14 +272,19 @@ class Session:
 
     def forward(self, segment: Segment) -> bytes:
         """The bytes of a fast segment; its replies are expected from now on."""
-        self.start(segment)
-        for step in segment.steps:
+        self.start(segment, [])
+        return self.forward_part(segment, segment.steps)
+
+    def forward_part(self, segment: Segment, steps: list[Step]) -> bytes:
+        """The bytes of some steps of a fast segment that has been started with none of them, in order."""
+        self._count(steps)
+        for step in steps:
             self.expect_step(step)
-        frames = segment.frames
-        if len(frames) == 1 and frames[0].type_code != _FLUSH:
-            return frames[0].raw
-        raws = [frame.raw for frame in frames]
-        if frames[-1].type_code == _FLUSH and self.flushes_as_sync(segment):
+        if len(steps) == 1 and steps[0].frame.type_code != _FLUSH:
+            return steps[0].frame.raw
+        raws = [step.frame.raw for step in steps]
+        end = segment.frames[-1]
+        if end.type_code == _FLUSH and steps[-1].frame is end and self.flushes_as_sync(segment):
             raws[-1] = self.sync_for_flush()
         return b"".join(raws)
 
@@ -283,9 +306,10 @@ class Session:
                 if done.forward:
                     self._learn(done)
             ledger.completed.clear()
-        if not ledger.queue:
-            self.statements.settle()
-            self.portals.settle()
+            # A notice or notification between two segments settles nothing: the next one may be under examination.
+            if not ledger.queue:
+                self.statements.settle()
+                self.portals.settle()
 
     def keep_ours(self) -> None:
         """The block of ours around the client's implicit transaction stays open: no Sync has ended that yet."""

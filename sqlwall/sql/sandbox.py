@@ -1,8 +1,8 @@
 """The parser in a process of its own, for texts that are too large to be read between two other clients' messages.
 
 It may take seconds, gigabytes, or the whole process with it (MECHANICS, section 10): then that process is killed, the
-text is refused, and the worker lives. One child at a time, a bounded queue before it. Facts come back as JSON of plain
-values, never as code.
+text is refused, and the worker lives. One child at a time, and a bounded queue of each agent before it; whose texts
+have taken the least of its time is next. Facts come back as JSON of plain values, never as code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import resource
 import struct
 import sys
+import time
 from typing import Any, Final
 
 import orjson
@@ -31,13 +32,14 @@ from sqlwall.sql.statement import (
     TransactionControl,
     Unparsable,
 )
+from sqlwall.sql.turns import Turns
 
 logger = logging.getLogger(__name__)
 
 Facts = tuple[Statement, ...] | Unparsable
 
 DEADLINE: Final = 5.0  # seconds of wall time for one text
-QUEUE_LIMIT: Final = 8  # texts that may wait
+QUEUE_LIMIT: Final = 8  # texts of one agent that are read or wait
 MEMORY_LIMIT: Final = 2 * 1024**3  # bytes of address space
 CPU_LIMIT: Final = 3600  # seconds of the child's whole life
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
@@ -48,10 +50,10 @@ class ParserSandbox:
     """Reads texts in a killable child. `close` ends it; it ends by itself when the parent goes."""
 
     def __init__(self, deadline: float = DEADLINE, queue_limit: int = QUEUE_LIMIT) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self._queue_limit = queue_limit
-        self._waiting = 0
-        self._lock = asyncio.Lock()
+        self._asked: dict[str, int] = {}
+        self._turns = Turns()
         self._child: asyncio.subprocess.Process | None = None
         self.requests = 0
         self.deaths = 0
@@ -63,26 +65,41 @@ class ParserSandbox:
         child = self._child
         return child.pid if child is not None and child.returncode is None else None
 
-    async def analyze(self, text: bytes) -> Facts:
-        """Facts about the text; Unparsable 54001 if the child is late or dies, 53400 if too many texts wait."""
-        if self._waiting >= self._queue_limit:
-            return Unparsable("53400", "too many large statements are being parsed")
-        self._waiting += 1
+    async def analyze(self, text: bytes, agent: str = "", *, is_patient: bool = False) -> Facts:
+        """Facts about the text; Unparsable 54001 if the child is late or dies, 53400 if too many of the agent's wait.
+
+        One that is patient waits whatever the queue: it holds little, and its session waits with it.
+        """
+        asked = self._asked.get(agent, 0)
+        if asked >= self._queue_limit and not is_patient:
+            return Unparsable("53400", "too many large statements of this agent are being parsed")
+        self._asked[agent] = asked + 1
         self.requests += 1
         try:
-            async with self._lock:
+            await self._turns.take(agent)
+            started = time.monotonic()
+            try:
                 return await self._ask(text)
+            finally:
+                self._turns.release(agent, time.monotonic() - started)
         finally:
-            self._waiting -= 1
+            left = self._asked[agent] - 1
+            if left:
+                self._asked[agent] = left
+            else:
+                del self._asked[agent]
 
     async def close(self) -> None:
         """End the child."""
-        async with self._lock:
+        await self._turns.take("")
+        try:
             await self._kill()
+        finally:
+            self._turns.release("", 0.0)
 
     async def _ask(self, text: bytes) -> Facts:
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self.deadline):
                 child = await self._start()
                 assert child.stdin is not None and child.stdout is not None
                 child.stdin.write(_LENGTH.pack(len(text)) + text)
@@ -94,7 +111,7 @@ class ParserSandbox:
         except TimeoutError:
             self.timeouts += 1
             await self._kill()
-            return Unparsable("54001", f"statement could not be parsed within {self._deadline:g} s")
+            return Unparsable("54001", f"statement could not be parsed within {self.deadline:g} s")
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             self.deaths += 1
             logger.warning("the sandboxed parser has failed: %s", error)

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
@@ -33,6 +33,7 @@ from sqlwall.store.chain import (
     chained,
 )
 from sqlwall.store.database import describe, writing
+from sqlwall.store.queue import FairQueue
 from sqlwall.store.schema import AUDIT, HEADS
 from sqlwall.store.stamp import new_ulid
 
@@ -198,9 +199,12 @@ class _Entry:
 class AuditLog:
     """The front of an `AuditWriter`: any thread hands records in, one thread writes them in order.
 
-    `capacity` bounds the notes that wait; submits have as much again. `batch` and `linger` (seconds) say how many
-    notes, or for how long, may wait for company; a submit is written at once with all that came before it. A failed log
-    tries again every `retry` seconds, and whenever something is submitted.
+    `capacity` bounds the notes that wait; submits have as much again. No agent may have more waiting than there is room
+    left for others, which is half if it is alone: whoever has nothing waiting is not refused for what another one has.
+    Batches take from all agents in turn. `batch` and `linger` (seconds) say how many notes, or for how long, may wait
+    for company; a submit is written at once with all that came before it. An agent's records are written in the order
+    in which they came: when one is durable, so are those before it. A failed log tries again every `retry` seconds, and
+    whenever something is submitted.
     """
 
     def __init__(
@@ -217,14 +221,14 @@ class AuditLog:
         self._batch = batch
         self._linger = linger
         self._retry = retry
-        self._queue: deque[_Entry] = deque()
+        self._queue: FairQueue[_Entry] = FairQueue()
         self._wake = threading.Condition()
         self._urgent = 0
         self._state = AuditState.HEALTHY
         self._is_closing = False
         self._error = ""
         self._retry_at = 0.0
-        self._current: list[_Entry] = []
+        self._current: list[tuple[str, _Entry]] = []
         self._failures = 0
         self._outage = 0
         self._written = 0
@@ -241,9 +245,9 @@ class AuditLog:
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()
         with self._wake:
-            refusal = self._refusal()
+            refusal = self._refusal(record.agent or "")
             if refusal is None:
-                self._queue.append(_Entry(record, future, time.monotonic(), beside))
+                self._queue.append(record.agent or "", _Entry(record, future, time.monotonic(), beside))
                 self._urgent += 1
                 if self._urgent == 1:
                     self._wake.notify()
@@ -262,16 +266,19 @@ class AuditLog:
     def _note(self, entry: _Entry) -> bool:
         with self._wake:
             waiting = len(self._queue)
-            if self._state is not AuditState.HEALTHY or self._is_closing or waiting >= self._capacity:
+            agent = (entry.record.agent or "") if entry.record is not None else ""
+            if self._state is not AuditState.HEALTHY or self._is_closing:
                 return False
-            self._queue.append(entry)
+            if self._queue.waiting(agent) >= self._capacity - waiting:
+                return False
+            self._queue.append(agent, entry)
             if waiting == 0 or waiting + 1 == self._batch:
                 self._wake.notify()
             return True
 
     @property
     def is_accepting(self) -> bool:
-        """Whether a note would be taken now."""
+        """Whether a note would be taken now, of an agent that has none waiting."""
         return (
             self._state is AuditState.HEALTHY and not self._is_closing and len(self._queue) < self._capacity
         )
@@ -309,8 +316,13 @@ class AuditLog:
     def lag(self) -> float:
         """Seconds that the oldest record that is not durable has waited; 0 if there is none."""
         with self._wake:
-            oldest = self._current or self._queue
-            return time.monotonic() - oldest[0].since if oldest else 0.0
+            now = time.monotonic()
+            return now - min((entry.since for entry in self._oldest()), default=now)
+
+    def _oldest(self) -> Iterator[_Entry]:
+        """One of these has waited longest."""
+        yield from (entry for _, entry in self._current)
+        yield from self._queue.heads()
 
     def close(self, timeout: float | None = None) -> None:
         """Write what waits and end the thread. Raises StoreError if records were left unwritten."""
@@ -323,10 +335,10 @@ class AuditLog:
         if self._queue:
             raise StoreError(f"{len(self._queue)} audit records could not be written: {self._error}")
 
-    def _refusal(self) -> StoreError | None:
+    def _refusal(self, agent: str) -> StoreError | None:
         if self._state is AuditState.CLOSED or self._is_closing:
             return StoreError("the audit log is closed")
-        if len(self._queue) >= 2 * self._capacity:
+        if self._queue.waiting(agent) >= 2 * self._capacity - len(self._queue):
             return StoreError("the audit log is full: the store is too slow")
         return None
 
@@ -340,8 +352,8 @@ class AuditLog:
     def _write_next(self) -> bool:
         """Wait for a batch, append it and answer those who wait; False after the last one."""
         batch = self._next_batch()
-        records = [entry.record for entry in batch if entry.record is not None]
-        beside = [entry.beside for entry in batch if entry.beside is not None]
+        records = [entry.record for _, entry in batch if entry.record is not None]
+        beside = [entry.beside for _, entry in batch if entry.beside is not None]
         if self._state is AuditState.FAILED:
             records.insert(0, self._resumed())
         try:
@@ -353,12 +365,12 @@ class AuditLog:
         self._succeed(batch, len(records))
         return not self._is_closing or bool(self._queue)
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self) -> list[tuple[str, _Entry]]:
         with self._wake:
             while (pause := self._pause()) > 0:
                 self._wake.wait(pause)
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
-            self._urgent -= sum(entry.future is not None for entry in batch)
+            batch = self._queue.take(self._batch)
+            self._urgent -= sum(entry.future is not None for _, entry in batch)
             self._current = batch
             return batch
 
@@ -372,30 +384,30 @@ class AuditLog:
             return threading.TIMEOUT_MAX
         if len(self._queue) >= self._batch:
             return 0.0
-        return self._queue[0].since + self._linger - time.monotonic()
+        return min(entry.since for entry in self._queue.heads()) + self._linger - time.monotonic()
 
     def _resumed(self) -> AuditRecord:
         return AuditRecord(AuditKind.RESUMED, reason=f"after {self._outage} failed writes: {self._error}")
 
-    def _succeed(self, batch: list[_Entry], count: int) -> None:
+    def _succeed(self, batch: list[tuple[str, _Entry]], count: int) -> None:
         with self._wake:
             self._state, self._error, self._outage = AuditState.HEALTHY, "", 0
             self._written += count
             self._current = []
-        for entry in batch:
+        for _, entry in batch:
             if entry.future is not None:
                 entry.future.set_result(None)
 
-    def _fail(self, batch: list[_Entry], error: str) -> None:
+    def _fail(self, batch: list[tuple[str, _Entry]], error: str) -> None:
         """Notes go back to where they were, for their statements have run. Submits are told, and theirs refused."""
         with self._wake:
             self._state, self._error = AuditState.FAILED, error
             self._failures += 1
             self._outage += 1
             self._retry_at = time.monotonic() + self._retry
-            self._queue.extendleft(entry for entry in reversed(batch) if entry.future is None)
+            self._queue.put_back(waiting for waiting in batch if waiting[1].future is None)
             self._current = []
-        for entry in batch:
+        for _, entry in batch:
             if entry.future is not None:
                 entry.future.set_exception(StoreError(error))
 
@@ -403,10 +415,10 @@ class AuditLog:
         """No one waits for a thread that is gone, whatever ended it."""
         with self._wake:
             self._state = AuditState.CLOSED
-            stranded = [*self._current, *self._queue]
+            stranded = [*self._current, *self._queue.take(len(self._queue))]
             self._current = []
-            self._queue = deque(entry for entry in stranded if entry.future is None)
-        for entry in stranded:
+            self._queue.put_back(waiting for waiting in stranded if waiting[1].future is None)
+        for _, entry in stranded:
             if entry.future is not None and not entry.future.done():
                 entry.future.set_exception(
                     StoreError(f"the audit log has ended: {self._error or 'no reason'}")

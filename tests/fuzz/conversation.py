@@ -154,7 +154,7 @@ class Conversation:
     async def cancel_upstream(self, connection: Connection) -> None:
         return
 
-    async def analyze_large(self, text: bytes) -> Unparsable:
+    async def analyze_large(self, text: bytes, agent: str) -> Unparsable:
         return Unparsable("54001", "too large")
 
     def ended(self, connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -136,7 +137,7 @@ async def test_a_text_that_takes_too_long_is_refused_and_the_next_one_is_read() 
     assert answer == Unparsable("54001", "statement could not be parsed within 0.05 s")
     assert sandbox.timeouts == 1
     assert sandbox.pid is None
-    sandbox._deadline = PATIENCE
+    sandbox.deadline = PATIENCE
     assert await sandbox.analyze(b"SELECT 1") == analyze_guarded(b"SELECT 1")
     await sandbox.close()
 
@@ -167,7 +168,8 @@ async def test_a_child_that_dies_over_a_text_refuses_it_and_is_replaced(
     asked = asyncio.ensure_future(sandbox.analyze(b"SELECT 2"))
     await asyncio.sleep(0)
     os.kill(pid, number)
-    os.kill(pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):  # it is gone and buried
+        os.kill(pid, signal.SIGCONT)
     assert await asked == Unparsable("54001", "statement is too complex to be parsed")
     assert sandbox.deaths == 1
     assert await sandbox.analyze(b"SELECT 3") == analyze_guarded(b"SELECT 3")
@@ -181,7 +183,7 @@ async def test_a_text_that_needs_too_much_memory_is_refused_in_time_and_the_work
     assert isinstance(answer, Unparsable)
     assert answer.sqlstate == "54001"
     assert _resident() - before < 100 * 1024**2
-    sandbox._deadline = PATIENCE
+    sandbox.deadline = PATIENCE
     assert await sandbox.analyze(b"SELECT 1") == analyze_guarded(b"SELECT 1")
     await sandbox.close()
 
@@ -249,8 +251,44 @@ async def test_no_more_texts_wait_than_may() -> None:
     answers = await asyncio.gather(*(sandbox.analyze(b"SELECT %d" % number) for number in range(5)))
     assert answers[:2] == [analyze_guarded(b"SELECT %d" % number) for number in range(2)]
     for answer in answers[2:]:
-        assert answer == Unparsable("53400", "too many large statements are being parsed")
+        assert answer == Unparsable("53400", "too many large statements of this agent are being parsed")
     assert await sandbox.analyze(b"SELECT 9") == analyze_guarded(b"SELECT 9")
+    await sandbox.close()
+
+
+async def test_each_agent_has_a_queue_of_its_own() -> None:
+    sandbox = ParserSandbox(deadline=PATIENCE, queue_limit=2)
+    flood = [asyncio.ensure_future(sandbox.analyze(b"SELECT %d" % number, "flood")) for number in range(5)]
+    mine = [asyncio.ensure_future(sandbox.analyze(b"SELECT 10", "mine")) for _ in range(2)]
+    assert await asyncio.gather(*mine) == [analyze_guarded(b"SELECT 10")] * 2
+    refused = [answer for answer in await asyncio.gather(*flood) if isinstance(answer, Unparsable)]
+    assert [answer.sqlstate for answer in refused] == ["53400"] * 3
+    await sandbox.close()
+
+
+async def test_whoever_has_had_least_of_the_parser_is_next(sandbox: ParserSandbox) -> None:
+    """A queue full of texts that take long: one who needs little waits for the one that is being read, and no more."""
+    order: list[str] = []
+
+    async def ask(agent: str, text: bytes) -> None:
+        assert isinstance(await sandbox.analyze(text, agent), tuple)
+        order.append(agent)
+
+    await sandbox.analyze(b"SELECT 1")
+    async with asyncio.TaskGroup() as group:
+        for _ in range(6):
+            group.create_task(ask("flood", LARGE))
+        await asyncio.sleep(0)
+        for _ in range(6):
+            group.create_task(ask("mine", b"SELECT 2"))
+    assert order == ["flood", *["mine"] * 6, *["flood"] * 5]
+
+
+async def test_one_that_is_patient_waits_however_many_wait() -> None:
+    sandbox = ParserSandbox(deadline=PATIENCE, queue_limit=1)
+    texts = [b"SELECT %d" % number for number in range(5)]
+    answers = await asyncio.gather(*(sandbox.analyze(text, "a", is_patient=True) for text in texts))
+    assert answers == [analyze_guarded(text) for text in texts]
     await sandbox.close()
 
 

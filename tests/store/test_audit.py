@@ -20,14 +20,14 @@ from sqlwall.errors import StoreError
 from sqlwall.store.audit import AuditLog, AuditState, AuditWriter
 from sqlwall.store.chain import AuditKind, AuditRecord
 from sqlwall.store.database import open_store, reading, writing
-from sqlwall.store.schema import AUDIT, HEADS
+from sqlwall.store.schema import AUDIT, HEADS, SETTINGS
 from sqlwall.store.verify import tail, verify
 
 PATIENCE = 30.0
 
 
-def record(reason: str = "") -> AuditRecord:
-    return AuditRecord(AuditKind.STATEMENT, agent="bot", reason=reason)
+def record(reason: str = "", agent: str = "bot") -> AuditRecord:
+    return AuditRecord(AuditKind.STATEMENT, agent=agent, reason=reason)
 
 
 def reasons(engine: Engine) -> list[str | None]:
@@ -283,6 +283,39 @@ def test_notes_go_in_with_a_submit_in_their_order(file_engine: Engine) -> None:
     log.close(PATIENCE)
 
 
+def test_what_is_durable_is_so_with_all_that_its_agent_handed_in_before(file_engine: Engine) -> None:
+    log = AuditLog(AuditWriter(file_engine), linger=PATIENCE, batch=4)
+    for number in range(40):
+        assert log.note(record(f"flood {number}", agent="other"))
+    assert log.note(record("verdict"))
+    log.submit(record("commit")).result(PATIENCE)
+    found = reasons(file_engine)
+    assert found.index("verdict") < found.index("commit")
+    log.close(PATIENCE)
+
+
+def test_what_is_written_beside_a_record_is_there_if_the_record_is(
+    file_engine: Engine, log: AuditLog
+) -> None:
+    def setting(name: str) -> Callable[[sa.Connection], None]:
+        def write(connection: sa.Connection) -> None:
+            connection.execute(SETTINGS.insert().values(name=name, value="1"))
+
+        return write
+
+    def settings_now() -> set[str]:
+        with reading(file_engine) as connection:
+            return {row.name for row in connection.execute(sa.select(SETTINGS.c.name))} & {"a", "b", "c"}
+
+    log.submit(record("one"), setting("a")).result(PATIENCE)
+    assert settings_now() == {"a"}
+    with outage(file_engine), pytest.raises(StoreError):
+        log.submit(record("two"), setting("b")).result(PATIENCE)
+    until(lambda: log.note_beside(setting("c")))
+    until(lambda: settings_now() == {"a", "c"})
+    assert [reason for reason in reasons(file_engine) if reason in ("one", "two")] == ["one"]
+
+
 def test_a_note_is_written_after_a_while_without_company(file_engine: Engine) -> None:
     log = AuditLog(AuditWriter(file_engine), linger=0.01)
     assert log.note(record("one"))
@@ -398,8 +431,11 @@ def test_a_log_that_cannot_write_says_so_when_it_is_closed(file_engine: Engine) 
 
 
 def test_a_log_takes_no_more_than_it_can_hold(file_engine: Engine) -> None:
-    log = AuditLog(AuditWriter(file_engine), capacity=3, linger=10 * PATIENCE, batch=100)
+    log = AuditLog(AuditWriter(file_engine), capacity=6, linger=10 * PATIENCE, batch=100)
     assert [log.note(record()) for _ in range(5)] == [True, True, True, False, False]
+    assert [log.note(record(agent="second")) for _ in range(3)] == [True, True, False]
+    assert log.is_accepting
+    assert [log.note(record(agent="third")) for _ in range(2)] == [True, False]
     assert not log.is_accepting
     log.submit(record()).result(PATIENCE)
     assert log.is_accepting
@@ -424,7 +460,7 @@ def held(engine: Engine) -> Iterator[threading.Event]:
 
 
 def test_a_store_that_is_too_slow_refuses_submits(file_engine: Engine) -> None:
-    log = AuditLog(AuditWriter(file_engine), capacity=2)
+    log = AuditLog(AuditWriter(file_engine), capacity=4)
     with held(file_engine) as standing:
         waiting = [log.submit(record("first"))]
         assert standing.wait(PATIENCE)
@@ -435,6 +471,29 @@ def test_a_store_that_is_too_slow_refuses_submits(file_engine: Engine) -> None:
     assert len(wait(waiting, PATIENCE).done) == 5
     log.close(PATIENCE)
     assert reasons(file_engine) == ["first", "0", "1", "2", "3"]
+
+
+def test_an_agent_that_floods_the_log_neither_closes_it_to_others_nor_goes_before_them(
+    file_engine: Engine,
+) -> None:
+    log = AuditLog(AuditWriter(file_engine), capacity=1000, batch=10)
+    with held(file_engine) as standing:
+        log.submit(record("first"))
+        assert standing.wait(PATIENCE)
+        flood = [log.note(record(f"flood {number}")) for number in range(2000)]
+        assert sum(flood) == 500
+        mine = [log.submit(record(f"mine {number}", "other")) for number in range(3)]
+        assert not any(future.done() for future in mine)
+    wait(mine, PATIENCE)
+    assert all(future.result(0) is None for future in mine)
+    log.close(PATIENCE)
+    written = reasons(file_engine)
+    assert len(written) == 504
+    # In turn with the flood, from the next batch on, and each agent's own in order.
+    assert written[:7] == ["first", "flood 0", "mine 0", "flood 1", "mine 1", "flood 2", "mine 2"]
+    assert [text for text in written if text and text.startswith("flood")] == [
+        f"flood {number}" for number in range(500)
+    ]
 
 
 def test_a_thread_that_dies_leaves_nobody_waiting(
