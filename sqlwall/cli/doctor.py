@@ -5,6 +5,7 @@ The wall refuses these things; the server should refuse them as well. Whoever ge
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sqlwall.cli.output import Exit, reported, say, show_json
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.config import Config
 from sqlwall.errors import UpstreamError
+from sqlwall.proxy.descriptors import possible, shortage
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.rules.context import Context, RelationKind, StaticCatalog
 from sqlwall.rules.judge import judge
@@ -204,6 +206,13 @@ def _examine_config(config: Config, bounds: Sequence[Bound]) -> Iterator[Ailment
             "no TLS towards agents",
             f"passwords are safe (SCRAM), statements and rows on {config.listen.host} are not",
             "set tls.certificate and tls.key, then tls.require",
+        )
+    missing = shortage(config, config.workers.count or os.cpu_count() or 1, possible())
+    if missing:
+        yield Ailment(
+            "too few file descriptors",
+            missing,
+            "raise the hard limit (ulimit -Hn, LimitNOFILE) or lower limits.max_connections",
         )
     default = load(*find_ruleset(config.ruleset.path))
     for ruleset in {bound.ruleset.digest: bound.ruleset for bound in bounds}.values() or (default,):

@@ -216,6 +216,7 @@ _GAUGES: Final[Mapping[str, str]] = {
     "sqlwall_audit_waiting_records": "Records that wait to become durable.",
     "sqlwall_audit_failed_writes": "Writes to the store that failed, in the workers that run.",
     "sqlwall_workers": "Worker processes that run.",
+    "sqlwall_workers_failing": "Workers that cannot start; the log says why.",
     "sqlwall_worker_restarts": "Workers that had to be started again.",
     "sqlwall_last_reload_successful": "1 if the last reload was taken over, 0 if it was refused.",
     "sqlwall_ready": "1 if the wall serves, 0 if /readyz says why not.",

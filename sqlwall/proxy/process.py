@@ -21,6 +21,7 @@ import uvloop
 
 from sqlwall.config import Config
 from sqlwall.errors import SqlwallError
+from sqlwall.proxy import descriptors
 from sqlwall.proxy.wall import Wall
 from sqlwall.proxy.worker import FindRuleset, Prepared
 from sqlwall.store.chain import AuditKind, AuditRecord
@@ -158,6 +159,13 @@ class WorkerProcess:
 def run_worker(config: Config, find_ruleset: FindRuleset, line: Connection, level: str) -> None:
     """The entry of a worker process."""
     configure_logging(level, config.log.format)
+    missing = descriptors.shortage(
+        config, config.workers.count or os.cpu_count() or 1, descriptors.raise_limit()
+    )
+    if missing:
+        logger.warning(
+            "%s; raise the hard limit (ulimit -Hn, LimitNOFILE) or lower limits.max_connections", missing
+        )
     # The audit thread works in long runs; between them the event loop must not wait the usual 5 ms for its turn.
     sys.setswitchinterval(SWITCH_INTERVAL)
     sys.setrecursionlimit(RECURSION_LIMIT)

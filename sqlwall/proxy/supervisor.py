@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -29,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 30.0  # seconds for a worker to be ready
 REPORT_TIMEOUT = 2.0  # seconds for a worker to tell its counters
-RESTART_PAUSE = 0.5  # seconds before a worker that died is started again
+RESTART_PAUSE = (
+    0.5  # seconds before a worker that died is started again; doubled each time that it does not last
+)
+RESTART_PAUSE_LIMIT = 30.0
+LASTING = 60.0  # seconds after which a worker counts as one that lasts
 STOP_GRACE = 10.0  # seconds beyond the drain for a worker to end
 
 LoadConfig = Callable[[], Config]
@@ -61,6 +66,14 @@ class Child:
         self.reports: list[asyncio.Future[dict[str, Any]]] = []
         self.answer: asyncio.Future[str | None] | None = None
         self.last_counters: dict[str, Any] | None = None
+        self.attempts = 0  # how often it was started in a row without lasting
+        self.complaint = ""  # why it could not start
+        self.ready_at = 0.0
+
+    @property
+    def has_lasted(self) -> bool:
+        """Whether it has served for a while."""
+        return bool(self.ready_at) and time.monotonic() - self.ready_at > LASTING
 
     def send(self, message: Message) -> None:
         """Tell the worker; one that is gone is noticed elsewhere."""
@@ -102,6 +115,7 @@ class Supervisor:
         self._is_started = False
         self._is_stopping = False
         self._stop = asyncio.Event()
+        self._again = asyncio.Event()  # workers that could not start may try again now
         self.restarts = 0
         self.reload_failed = False
 
@@ -155,8 +169,10 @@ class Supervisor:
 
     def _hear(self, child: Child, message: Message) -> None:
         if message.word == "ready":
+            child.ready_at = time.monotonic()
             child.ready.set_result(message.value)
         elif message.word == "failed":
+            child.complaint = message.value
             if self._is_started:
                 logger.error("worker %d cannot start: %s", child.index, message.value)
             if not child.ready.done():
@@ -197,14 +213,23 @@ class Supervisor:
             self._tasks.spawn(self._restart(child), "restart of a worker")
 
     async def _restart(self, child: Child) -> None:
+        """Start it again, later each time that it does not last; at once when a reload may have put it right."""
         self.restarts += 1
+        attempts = 1 if child.has_lasted else child.attempts + 1
         while not self._is_stopping:
-            await asyncio.sleep(RESTART_PAUSE)
+            pause = min(RESTART_PAUSE * 2 ** min(attempts - 1, 16), RESTART_PAUSE_LIMIT)
+            self._again.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._again.wait()
             try:
-                self._children[self._children.index(child)] = self._start_child(child.index)
+                started = self._start_child(child.index)
             except OSError as error:
                 logger.error("worker %d cannot be started: %s", child.index, error)
+                attempts += 1
             else:
+                started.attempts = attempts
+                self._children[self._children.index(child)] = started
                 return
 
     async def report(self) -> list[dict[str, Any]]:
@@ -214,6 +239,8 @@ class Supervisor:
     async def _report_of(self, child: Child) -> dict[str, Any]:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         if child.ended.is_set():
+            return {"counters": None, "problems": [_absence(child)]}
+        if child.attempts and not child.ready.done():
             return {"counters": None, "problems": [f"worker {child.index} is being started again"]}
         child.reports.append(future)
         child.send(Message("report"))
@@ -232,6 +259,7 @@ class Supervisor:
             "sqlwall_audit_waiting_records": float(sum(r.get("audit_waiting", 0) for r in reports)),
             "sqlwall_audit_failed_writes": float(sum(r.get("audit_failures", 0) for r in reports)),
             "sqlwall_workers": float(sum(child.process.is_alive() for child in self._children)),
+            "sqlwall_workers_failing": float(sum(bool(child.complaint) for child in self._children)),
             "sqlwall_worker_restarts": float(self.restarts),
             "sqlwall_last_reload_successful": 0.0 if self.reload_failed else 1.0,
             "sqlwall_ready": 0.0 if any(r["problems"] for r in reports) or self._is_stopping else 1.0,
@@ -264,6 +292,7 @@ class Supervisor:
                 logger.error("reload not finished, try again: %s", error)
                 raise
             self.reload_failed = False
+            self._again.set()
             logger.info("reloaded")
 
     async def _tell_all(self, word: str, config: Config) -> None:
@@ -319,6 +348,14 @@ class Supervisor:
     async def _reload_quietly(self) -> None:
         with contextlib.suppress(SqlwallError, ConnectionError, TimeoutError):  # logged, and in the metrics
             await self.reload()
+
+
+def _absence(child: Child) -> str:
+    """Why a worker does not run. Its own words are for the log: whoever may read /readyz need not know our files."""
+    if not child.complaint:
+        return f"worker {child.index} is being started again"
+    tries = "once" if child.attempts < 2 else f"{child.attempts} times"
+    return f"worker {child.index} cannot start, tried {tries}: the log says why; a reload tries again at once"
 
 
 def run(

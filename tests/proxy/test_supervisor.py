@@ -509,3 +509,38 @@ def test_workers_without_a_supervisor_end(ending: Serving) -> None:
         for connection in several:
             with pytest.raises(psycopg.OperationalError):
                 one(connection)
+
+
+def test_a_worker_that_cannot_start_waits_longer_each_time_says_so_and_comes_back_with_a_reload(
+    ending: Serving,
+) -> None:
+    ending.ruleset.write_text("broken: true")
+    victim = ending.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: "tried 3 times" in ending.read("/readyz")[1], 40)
+    status, body = ending.read("/readyz")
+    assert status == 503
+    (problem,) = [text for text in json.loads(body)["problems"] if "tried" in text]
+    assert problem.startswith("worker ")
+    assert str(ending.ruleset) not in body
+    assert ending.metric("sqlwall_workers_failing") == 1
+    assert ending.metric("sqlwall_workers") == 1
+    tries = ending.log().count("cannot start")
+    ending.ruleset.write_text(RULES)
+    ending.reload("reloaded")
+    eventually(lambda: ending.metric("sqlwall_workers") == 2 and ending.metric("sqlwall_ready") == 1)
+    assert ending.metric("sqlwall_workers_failing") == 0
+    assert ending.log().count("cannot start") <= tries + 1
+    with ending.connect() as connection:
+        assert one(connection) == 1
+
+
+def test_workers_may_open_as_many_files_as_the_system_lets_them(serving: Serving) -> None:
+    for pid in serving.workers():
+        (line,) = [
+            line
+            for line in Path(f"/proc/{pid}/limits").read_text().splitlines()
+            if line.startswith("Max open files")
+        ]
+        soft, hard = line.split()[3:5]
+        assert soft == hard
