@@ -18,7 +18,7 @@ from sqlwall.errors import SnapshotError, SqlwallError, UpstreamError
 from sqlwall.proxy.keeping import Findings, Pages, Refusal, ServerError, Uncovered
 from sqlwall.proxy.labels import SessionLabels
 from sqlwall.proxy.metrics import Counters
-from sqlwall.proxy.observer import Observer, Observers, Table
+from sqlwall.proxy.observer import BlockedError, Observer, Observers, Table
 from sqlwall.proxy.search import (
     BATCH,
     IMAGES_PLACE,
@@ -241,7 +241,11 @@ class Guard:
         except UpstreamError as error:
             if self._is_cancelled:
                 raise ServerError(_CANCELLED) from error
-            raise
+            if not isinstance(error, BlockedError):
+                raise
+            names = ", ".join(write.label for write in writes)
+            counters.snapshot_taken("refused: locked")
+            return Uncovered("others wait for a lock that keeps the observer out", names, "locked", True)
         counters.covering.observe(time.perf_counter() - started)
         return taken
 

@@ -78,6 +78,10 @@ class ForeignKey:
     pairs: tuple[tuple[str, ...], ...]
 
 
+class BlockedError(UpstreamError):
+    """The observer would have had to wait too long for a lock: somebody holds it, or stands in the queue before."""
+
+
 class Observer:
     """One session. Its errors are UpstreamError: without it nothing is proven."""
 
@@ -189,6 +193,8 @@ class Observer:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT) as timeout:
                 yield timeout
+        except psycopg.errors.LockNotAvailable as error:
+            raise BlockedError(f"observer: {first_line(error)}") from error
         except psycopg.Error as error:
             raise UpstreamError(f"observer: {first_line(error)}") from error
         except TimeoutError as error:
@@ -209,13 +215,13 @@ class Observer:
 
     async def _drain(self, result: PGresult | None) -> None:
         """Read what is left of an answer. Raises UpstreamError if an error is in it."""
-        failure = ""
+        failure: psycopg.Error | None = None
         while result is not None:
             if result.status == ExecStatus.FATAL_ERROR:
-                failure = result.get_error_message("utf-8")
+                failure = psycopg.errors.error_from_result(result)
             result = await self._result()
-        if failure:
-            raise UpstreamError(f"observer: {failure.strip().partition(chr(10))[0]}")
+        if failure is not None:
+            raise failure
 
     async def _ready(self, *, reading: bool) -> None:
         """Wait until the socket can be read or written."""
