@@ -494,7 +494,7 @@ class Connection:
     # -- what lanes need
 
     def send_server(self, data: bytes) -> None:
-        """See `lanes.Line`."""
+        """See `aside.Line`."""
         assert self._server is not None
         if self.is_closing:
             raise ConnectionAbortedError("the connection is over")
@@ -502,12 +502,12 @@ class Connection:
         self._server.write(data)
 
     def send_client(self, data: bytes) -> None:
-        """See `lanes.Line`."""
+        """See `aside.Line`."""
         assert self._client is not None
         self._client.write(self.session.ledger.take() + data)
 
     async def settled(self) -> None:
-        """See `lanes.Line`."""
+        """See `aside.Line`."""
         if self.is_closing:
             raise ConnectionError("the connection is over")
         if not self.session.ledger.queue:
@@ -522,14 +522,14 @@ class Connection:
             await self._cancelling
 
     async def analyze_large(self, text: bytes) -> tuple[Statement, ...] | Unparsable:
-        """See `lanes.Line`."""
+        """See `aside.Line`."""
         found = await self.shared.analyze_large(text, self.agent)
         if self.is_closing:
             raise ConnectionAbortedError("the connection is over")
         return found
 
     def new_nonce(self) -> str:
-        """See `lanes.Line`."""
+        """See `aside.Line`."""
         return secrets.token_hex(12)
 
     # -- backpressure
