@@ -128,14 +128,16 @@ async def _commit_nothing(ask: Ask, *, holds: bool) -> Outcome:
 async def _settle_constraints(ask: Ask, asked: Answer | None) -> witness.Witnesses | Refused:
     """Fire deferred constraints until nothing more changes: a trigger may defer others anew (MECHANICS 14).
 
-    `asked` is what the witnesses said behind the first round, if there was one.
+    `asked` is what the witnesses said behind the first round, if there was one. It may be the last where nothing that
+    was written can defer anything, and where the witnesses see the triggers of now: under a snapshot of the whole
+    transaction, somebody may have made one since.
     """
     last: witness.Witnesses | None = None
     for _ in range(CONSTRAINT_ROUNDS):
         if asked is None:
             _, asked = await _run(ask, _ROUND)
         now = witness.decode_witnesses(asked.rows)
-        if now == last or (now.is_complete and not now.can_defer):
+        if now == last or (now.moment.is_fresh and not now.can_defer):
             return now
         last, asked = now, None
     return Refused(f"deferred constraints still change rows after {CONSTRAINT_ROUNDS} rounds", "gate", "")

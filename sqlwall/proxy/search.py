@@ -30,8 +30,6 @@ TAIL = 64
 BLOCK = 8192
 #: Blocks of which the agent's session tells the rows of its transaction at a time: some 60,000 rows at most.
 SLICE = 256
-#: Isolation levels in which each statement has a snapshot of its own.
-_FRESH = frozenset({"read committed", "read uncommitted"})
 #: Bytes of images that are held until the proof is had; others are asked for again. Each costs so many more.
 IMAGES_LIMIT = 8 << 20
 IMAGE_OVERHEAD = 100
@@ -134,7 +132,7 @@ class Search:
         if not wanted <= tables.keys():
             tables |= await self._observer.tables(sorted(wanted - tables.keys()))
         tables |= {kept.table.oid: kept.table for kept in emptied.values()}
-        horizon = proof.Horizon(moment.oldest, moment.isolation not in _FRESH)
+        horizon = proof.Horizon(moment.oldest, not moment.is_fresh)
         found: list[Evidence] = []
         for write in writes:
             table = tables.get(int(write.oid))

@@ -84,6 +84,8 @@ _DEFINING: Final = frozenset(
 _COUNTED: Final = (Operation.INSERT, Operation.UPDATE, Operation.DELETE)
 
 _NO_MODES: Final[frozenset[str]] = frozenset()
+#: Isolation levels in which each statement has a snapshot of its own.
+_FRESH: Final = frozenset({"read committed", "read uncommitted"})
 
 Row = Sequence[bytes | None]
 
@@ -105,6 +107,11 @@ class Moment:
 
     isolation: str = ""
     oldest: int = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether each statement of the transaction has a snapshot of its own."""
+        return self.isolation in _FRESH
 
 
 @dataclass(frozen=True, slots=True)

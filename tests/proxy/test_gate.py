@@ -204,6 +204,27 @@ async def test_constraints_that_put_each_other_off_for_ever_are_refused(session:
     assert isinstance(outcome, Refused) and "deferred" in outcome.reason
 
 
+async def test_a_trigger_that_the_transactions_snapshot_does_not_show_is_waited_for_too(
+    shop: Database, session: Connection
+) -> None:
+    """It was made since, and puts itself off for ever."""
+    await session.execute("ROLLBACK")
+    await session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    await session.execute("SELECT * FROM orders")
+    shop.execute(
+        b"CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET CONSTRAINTS ALL DEFERRED;"
+        b" INSERT INTO orders SELECT max(id) + 1 FROM orders; RETURN NULL; END $$;"
+        b"CREATE CONSTRAINT TRIGGER later AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED"
+        b" FOR EACH ROW EXECUTE FUNCTION more()"
+    )
+    try:
+        outcome = await commit(session, "INSERT INTO orders VALUES (100, 'x')")
+        await session.execute("ROLLBACK")
+    finally:
+        shop.execute(b"DROP FUNCTION more() CASCADE")
+    assert isinstance(outcome, Refused) and "deferred" in outcome.reason
+
+
 async def test_a_constraint_that_fails_is_the_servers_own_error(session: Connection) -> None:
     outcome = await commit(session, "INSERT INTO unique_later VALUES (1), (1)")
     assert isinstance(outcome, Failed)
