@@ -110,7 +110,9 @@ class Relay:
             return
         if verdict is None:
             return
-        self._recorder.read(Step(frame, -1, text=text, verdicts=(verdict,)))
+        step = Step(frame, -1, text=text)
+        step.verdicts = (verdict,)
+        self._recorder.read(step)
         if verdict.warning and self._backend is not None:
             self._notices.append(words.warning(verdict))
 

@@ -7,7 +7,7 @@ behind the gate) is refused here.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from sqlwall.errors import ProtocolError
 from sqlwall.rules.verdict import Action, Verdict
@@ -26,6 +26,8 @@ from sqlwall.session.segment import (
     ends_block,
     is_change,
     is_executing,
+    needs_snapshot,
+    only_reads,
     opens_block,
     starts_copy,
     unsettles,
@@ -35,17 +37,23 @@ from sqlwall.sql.statement import Operation, Statement, Transaction, Unparsable
 from sqlwall.wire import frontend
 from sqlwall.wire.frames import Frame
 
-_QUERY, _SYNC, _FLUSH = ord("Q"), ord("S"), ord("H")
-_PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = ord("P"), ord("B"), ord("D"), ord("E"), ord("C")
-_FUNCTION_CALL = ord("F")
-KINDS = {
-    _PARSE: Kind.PARSE, _BIND: Kind.BIND, _DESCRIBE: Kind.DESCRIBE, _EXECUTE: Kind.EXECUTE, _CLOSE: Kind.CLOSE,
-    _SYNC: Kind.SYNC, _QUERY: Kind.QUERY,
-}  # fmt: skip
+#: Message type → what is awaited once it has been sent.
+KINDS: Final = {
+    frontend.PARSE: Kind.PARSE,
+    frontend.BIND: Kind.BIND,
+    frontend.DESCRIBE: Kind.DESCRIBE,
+    frontend.EXECUTE: Kind.EXECUTE,
+    frontend.CLOSE: Kind.CLOSE,
+    frontend.SYNC: Kind.SYNC,
+    frontend.QUERY: Kind.QUERY,
+}
+
+_IDLE: Final = ord("I")
+_FAILED: Final = ord("E")
 
 Facts = tuple[Statement, ...] | Unparsable
 
-_RESERVED = RESERVED_PREFIX.encode()
+_RESERVED: Final = RESERVED_PREFIX.encode()
 
 
 class Policy(Protocol):
@@ -104,7 +112,8 @@ class Examination:
         segment = self._segment
         step = self._frame(segment.frames[len(segment.steps)])
         segment.steps.append(step)
-        segment.acts = max(segment.acts, step.act)
+        if step.act != Act.FORWARD:
+            segment.acts = max(segment.acts, step.act)
         if segment.unread:
             return True
         if step.act != Act.REFUSE:
@@ -127,7 +136,10 @@ class Examination:
     def _refuse_mixed(self) -> None:
         """A write of its own needs one commit point of its own, and the segment must have no other, refused or not."""
         segment = self._segment
-        ends_otherwise = segment.frames[-1].type_code in (_QUERY, _FUNCTION_CALL) and len(segment.frames) > 1
+        ends_otherwise = (
+            segment.frames[-1].type_code in (frontend.QUERY, frontend.FUNCTION_CALL)
+            and len(segment.frames) > 1
+        )
         if self._has_write and (segment.has_control or ends_otherwise):
             blamed = next(step for step in segment.steps if step.act >= Act.WRITE)
         elif segment.is_ours and ends_otherwise:
@@ -140,21 +152,21 @@ class Examination:
 
     def _frame(self, frame: Frame) -> Step:
         code = frame.type_code
-        if code == _QUERY:
+        if code == frontend.QUERY:
             return self._query(frame)
-        if code == _BIND:
+        if code == frontend.BIND:
             return self._bind(frame)
-        if code == _EXECUTE:
+        if code == frontend.EXECUTE:
             return self._execute(frame)
-        if code == _SYNC:
+        if code == frontend.SYNC:
             return Step(frame, Kind.SYNC)
-        if code == _PARSE:
+        if code == frontend.PARSE:
             return self._parse(frame)
-        if code in (_DESCRIBE, _CLOSE):
+        if code in (frontend.DESCRIBE, frontend.CLOSE):
             return self._named(frame)
-        if code == _FLUSH:
+        if code == frontend.FLUSH:
             return Step(frame, -1)
-        if code == _FUNCTION_CALL:
+        if code == frontend.FUNCTION_CALL:
             frontend.decode_function_call(frame)
             return self._refuse(Step(frame, Kind.QUERY), words.function_call())
         raise ProtocolError(f"invalid frontend message type {code}")
@@ -255,10 +267,10 @@ class Examination:
                 return
 
     def _allows(self, step: Step, statement: Statement) -> bool:
-        verdict = without_snapshot(
-            statement, self._policy.judge(statement), can_cover=self._policy.can_cover()
-        )
-        step.verdicts = (*step.verdicts, verdict)
+        verdict = self._policy.judge(statement)
+        if needs_snapshot(verdict):
+            verdict = without_snapshot(statement, verdict, can_cover=self._policy.can_cover())
+        step.verdicts = (*step.verdicts, verdict) if step.verdicts else (verdict,)
         if verdict.action is Action.ALLOW:
             limit = verdict.limits.time
             if limit is not None and not 0 < self._segment.time_limit <= limit:
@@ -274,6 +286,9 @@ class Examination:
             self._refuse(step, words.unsettled())
             return
         if not self._allows(step, statement):
+            return
+        if only_reads(statement):
+            self._unsettled = unsettles(statement)
             return
         changes = body_changes(statement) if is_body else is_change(statement)
         runs_code = unsettles(statement)
@@ -310,7 +325,7 @@ class Examination:
     def _is_last(self, step: Step) -> bool:
         """Whether nothing but a Sync or Flush stands behind it."""
         frames = self._segment.frames
-        return frames[-1].type_code in (_SYNC, _FLUSH) and step.frame is frames[-2]
+        return frames[-1].type_code in (frontend.SYNC, frontend.FLUSH) and step.frame is frames[-2]
 
     def _change(self, step: Step) -> None:
         standing = self._standing
@@ -373,4 +388,6 @@ class Examination:
 
 def standing_of(status: int, *, is_writable: bool) -> Standing:
     """Where the transaction stands at a ReadyForQuery."""
-    return Standing(status != ord("I"), status == ord("E"), is_writable and status != ord("I"))
+    return Standing(
+        in_block=status != _IDLE, is_failed=status == _FAILED, is_writable=is_writable and status != _IDLE
+    )

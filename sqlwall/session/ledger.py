@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from sqlwall.errors import ProtocolError
 from sqlwall.session.prepared import Prepared
 from sqlwall.session.refusal import Refusal, over_limit
+from sqlwall.wire import backend
 from sqlwall.wire.frames import Chunk, Event, Frame
 
 #: Settings whose ParameterStatus the client must not see change: the session ends instead (DESIGN, decision 3).
-WATCHED_PARAMETERS = frozenset(
+WATCHED_PARAMETERS: Final = frozenset(
     {
         b"client_encoding",
         b"standard_conforming_strings",
@@ -51,24 +53,30 @@ class CopyState(IntEnum):
     DONE = 2
 
 
-#: The one backend message that completes each kind; EXECUTE and QUERY have several and are handled by name.
-_COMPLETION = {Kind.PARSE: ord("1"), Kind.BIND: ord("2"), Kind.CLOSE: ord("3")}
-_EXECUTE_ENDS = frozenset(b"CIs")
-_ASYNCHRONOUS = frozenset(b"NA")
-
-_ERROR, _READY, _PARAMETER = ord("E"), ord("Z"), ord("S")
-_ROW_DESCRIPTION, _NO_DATA, _PARAMETERS = ord("T"), ord("n"), ord("t")
-_IDLE, _IN_BLOCK = ord("I"), ord("T")
-_COPY_IN, _COPY_BOTH, _COMPLETE, _EMPTY = ord("G"), ord("W"), ord("C"), ord("I")
+_IDLE: Final = ord("I")
+_IN_BLOCK: Final = ord("T")
 
 
 #: Commands whose tag ends in the number of rows that they wrote.
-_WRITING = (b"INSERT ", b"UPDATE ", b"DELETE ", b"MERGE ", b"COPY ")
+_WRITING: Final = (b"INSERT ", b"UPDATE ", b"DELETE ", b"MERGE ", b"COPY ")
 
 
 def written_rows(tag: bytes) -> int:
     """How many rows a command has written, by its tag; 0 for one that only reads. COPY TO counts as if it wrote."""
     return int(tag[tag.rindex(b" ") + 1 :]) if tag.startswith(_WRITING) else 0
+
+
+def _ends_execute(code: int) -> bool:
+    return code in (backend.COMMAND_COMPLETE, backend.EMPTY_QUERY_RESPONSE, backend.PORTAL_SUSPENDED)
+
+
+def _completes(kind: Kind, code: int) -> bool:
+    """Whether it is the one message that completes a Parse, Bind or Close."""
+    if kind == Kind.BIND:
+        return code == backend.BIND_COMPLETE
+    if kind == Kind.PARSE:
+        return code == backend.PARSE_COMPLETE
+    return kind == Kind.CLOSE and code == backend.CLOSE_COMPLETE
 
 
 class Expectation:
@@ -77,14 +85,17 @@ class Expectation:
     `forward` is False for our own statements: their replies are kept in `replies`, their rows in `data`, and nothing is
     relayed. `refusal` stands for the ErrorResponse of a poison that carries `nonce`; with an empty nonce, for any error
     of our own statement. `row_limit` and `byte_limit` are -1 if unlimited. `is_flush` is a Sync of ours that stands for
-    the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else.
+    the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else. The lists
+    are made when they are asked for: of most expectations nobody asks.
     """
 
     __slots__ = (
+        "_data",
+        "_replies",
+        "_tags",
         "byte_limit",
         "bytes",
         "cut",
-        "data",
         "failed",
         "forward",
         "holds_ready",
@@ -95,11 +106,9 @@ class Expectation:
         "nonce",
         "over_limit",
         "refusal",
-        "replies",
         "row_limit",
         "rows",
         "rule",
-        "tags",
     )
 
     def __init__(self, kind: Kind, forward: bool = True, name: bytes = b"") -> None:
@@ -108,8 +117,9 @@ class Expectation:
         self.name = name
         self.nonce = b""
         self.refusal: Refusal | None = None
-        self.replies: list[Frame] = []
-        self.data: list[bytes] = []
+        self._replies: list[Frame] | None = None
+        self._data: list[bytes] | None = None
+        self._tags: list[bytes] | None = None
         self.rows = 0
         self.bytes = 0
         self.row_limit = -1
@@ -117,11 +127,40 @@ class Expectation:
         self.over_limit: Refusal | None = None
         self.cut = False
         self.rule = ""
-        self.tags: list[bytes] = []
         self.failed = False
         self.is_flush = False
         self.holds_ready = False
         self.meaning: tuple[Prepared, ...] = ()
+
+    @property
+    def replies(self) -> list[Frame]:
+        """What came in answer: to a statement of ours everything, to the client's the error."""
+        found = self._replies
+        if found is None:
+            found = self._replies = []
+        return found
+
+    @property
+    def data(self) -> list[bytes]:
+        """The rows of a statement of ours."""
+        found = self._data
+        if found is None:
+            found = self._data = []
+        return found
+
+    @property
+    def tags(self) -> list[bytes]:
+        """The command tags."""
+        found = self._tags
+        if found is None:
+            found = self._tags = []
+        return found
+
+    @property
+    def has_dropped_names(self) -> bool:
+        """Whether it was a DISCARD ALL or DEALLOCATE ALL."""
+        found = self._tags
+        return found is not None and found in ([b"DISCARD ALL"], [b"DEALLOCATE ALL"])
 
 
 class Ledger:
@@ -268,24 +307,24 @@ class Ledger:
 
     def _route(self, frame: Frame) -> None:
         code = frame.type_code
-        if code in _ASYNCHRONOUS:
+        if code == backend.NOTICE_RESPONSE or code == backend.NOTIFICATION_RESPONSE:
             self.out.append(frame.raw)
-        elif code == _PARAMETER:
+        elif code == backend.PARAMETER_STATUS:
             if frame.raw[5 : frame.raw.index(0, 5)] in WATCHED_PARAMETERS:
                 self.parameters.append(frame)
             else:
                 self._emit(frame.raw)
-        elif code == _ERROR:
+        elif code == backend.ERROR_RESPONSE:
             self._route_error(frame)
         elif not self.queue:
             raise ProtocolError(f"the server sent message {chr(code)!r} that nothing asked for")
-        elif code == _READY:
+        elif code == backend.READY_FOR_QUERY:
             self._route_ready(frame)
         else:
             self._route_reply(self.queue[0], frame, code)
 
     def _route_reply(self, head: Expectation, frame: Frame, code: int) -> None:
-        if code == _COMPLETE:
+        if code == backend.COMMAND_COMPLETE:
             tag = frame.raw[5:-1]
             head.tags.append(tag)
             if not head.cut and 0 <= head.row_limit < written_rows(tag):
@@ -293,12 +332,12 @@ class Ledger:
         if not head.forward:
             head.replies.append(frame)
         else:
-            if self.hold_at and code in (_COMPLETE, _EMPTY):
+            if self.hold_at and code in (backend.COMMAND_COMPLETE, backend.EMPTY_QUERY_RESPONSE):
                 self.hold_at -= 1
                 self.is_holding = self.is_holding or self.hold_at == 0
             if not head.cut:
                 self._emit(frame.raw)
-            elif code in _EXECUTE_ENDS and head.over_limit is not None and not head.failed:
+            elif _ends_execute(code) and head.over_limit is not None and not head.failed:
                 self._fail_late(head, head.over_limit)
         self._advance(head, code)
 
@@ -320,20 +359,20 @@ class Ledger:
 
     def _advance(self, head: Expectation, code: int) -> None:
         """Whether this reply completes what was awaited."""
-        if code in (_COPY_IN, _COPY_BOTH):
+        if code in (backend.COPY_IN_RESPONSE, backend.COPY_BOTH_RESPONSE):
             self._enter_copy(head)
         elif head.kind == Kind.EXECUTE:
-            if code in _EXECUTE_ENDS:
+            if _ends_execute(code):
                 self._complete(head)
         elif head.kind == Kind.DESCRIBE:
-            if code in (_ROW_DESCRIPTION, _NO_DATA):
+            if code in (backend.ROW_DESCRIPTION, backend.NO_DATA):
                 self._complete(head)
-            elif code != _PARAMETERS:
+            elif code != backend.PARAMETER_DESCRIPTION:
                 raise ProtocolError(f"the server answered Describe with message {chr(code)!r}")
         elif head.kind == Kind.QUERY:
-            if code == _COMPLETE:
+            if code == backend.COMMAND_COMPLETE:
                 self.copy = CopyState.NONE
-        elif code == _COMPLETION.get(head.kind, -1):
+        elif _completes(head.kind, code):
             self._complete(head)
         else:
             raise ProtocolError(f"the server sent message {chr(code)!r} out of turn")
@@ -383,7 +422,7 @@ class Ledger:
 
     def _route_ready(self, frame: Frame) -> None:
         head = self.queue.popleft()
-        if head.kind not in (Kind.SYNC, Kind.QUERY):
+        if head.kind != Kind.SYNC and head.kind != Kind.QUERY:
             raise ProtocolError("the server sent ReadyForQuery out of turn")
         self.status = frame.raw[5]
         self.copy = CopyState.NONE

@@ -5,8 +5,8 @@ Values and questions about statements only; who asks them is `session.examine`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.prepared import Prepared
@@ -31,25 +31,27 @@ class Act(IntEnum):
     REFUSE = 5
 
 
-@dataclass(slots=True)
 class Step:
     """One frontend message and what is to happen to it.
 
-    `refusal` is None for a step that a verdict refuses: its wording needs the id of the record.
+    `refusal` is None for a step that a verdict refuses: its wording needs the id of the record. A plain class, since
+    one is made per message and what a dataclass makes of itself cannot be compiled.
     """
 
-    frame: Frame
-    kind: int
-    act: Act = Act.FORWARD
-    name: bytes = b""
-    prepared: tuple[Prepared, ...] = ()
-    statements: tuple[Statement, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
-    refusal: Refusal | None = None
-    text: bytes = b""
+    __slots__ = ("act", "frame", "kind", "name", "prepared", "refusal", "statements", "text", "verdicts")
+
+    def __init__(self, frame: Frame, kind: int, name: bytes = b"", text: bytes = b"") -> None:
+        self.frame = frame
+        self.kind = kind
+        self.act = Act.FORWARD
+        self.name = name
+        self.prepared: tuple[Prepared, ...] = ()
+        self.statements: tuple[Statement, ...] = ()
+        self.verdicts: tuple[Verdict, ...] = ()
+        self.refusal: Refusal | None = None
+        self.text = text
 
 
-@dataclass(slots=True)
 class Standing:
     """Where the transaction stands while a segment is examined: what it will be if all so far succeeds.
 
@@ -57,11 +59,32 @@ class Standing:
     says that the block is one of ours around the client's implicit transaction, to be judged and committed at its Sync.
     """
 
-    in_block: bool = False
-    is_failed: bool = False
-    is_writable: bool = False
-    has_run: bool = False
-    is_ours: bool = False
+    __slots__ = ("has_run", "in_block", "is_failed", "is_ours", "is_writable")
+
+    def __init__(
+        self,
+        *,
+        in_block: bool = False,
+        is_failed: bool = False,
+        is_writable: bool = False,
+        has_run: bool = False,
+        is_ours: bool = False,
+    ) -> None:
+        self.in_block = in_block
+        self.is_failed = is_failed
+        self.is_writable = is_writable
+        self.has_run = has_run
+        self.is_ours = is_ours
+
+    def copy(self) -> Standing:
+        """The same, to be changed on its own."""
+        return Standing(
+            in_block=self.in_block,
+            is_failed=self.is_failed,
+            is_writable=self.is_writable,
+            has_run=self.has_run,
+            is_ours=self.is_ours,
+        )
 
 
 class Segment:
@@ -102,7 +125,7 @@ class Segment:
 
 
 #: Operations that need a read-write transaction though they name no row.
-_DEFINING = frozenset(
+_DEFINING: Final = frozenset(
     {
         Operation.CREATE,
         Operation.ALTER,
@@ -112,7 +135,7 @@ _DEFINING = frozenset(
         Operation.DO,
     }
 )
-_CHANGING = WRITE_OPERATIONS | _DEFINING
+_CHANGING: Final = WRITE_OPERATIONS | _DEFINING
 
 
 def is_change(statement: Statement) -> bool:
@@ -177,6 +200,13 @@ def starts_copy(facts: tuple[Statement, ...] | Unparsable | None) -> bool:
     return any(effect.operation is Operation.COPY_IN for effect in facts[0].effects)
 
 
+def only_reads(statement: Statement) -> bool:
+    """Whether it does nothing but SELECT: it changes nothing, stores no text, and controls no transaction."""
+    if statement.control is not None or not statement.effects:
+        return False
+    return all(effect.operation is Operation.SELECT for effect in statement.effects)
+
+
 def unsettles(statement: Statement) -> bool:
     """Whether it runs code that may change settings, so that nothing behind it in the pipeline is sure to mean what it
     meant: functions that are not PostgreSQL's own, and those of its own that set a setting or run a text.
@@ -198,7 +228,7 @@ def is_executing(statement: Statement) -> bool:
 
 
 #: Operations whose every change the guard can cover, or that come to such ones.
-_COVERABLE = frozenset(
+_COVERABLE: Final = frozenset(
     {
         Operation.INSERT,
         Operation.UPDATE,
@@ -225,9 +255,7 @@ def _is_coverable(effect: Effect) -> bool:
 
 
 def without_snapshot(statement: Statement, verdict: Verdict, *, can_cover: bool) -> Verdict:
-    """The verdict on a write of which no before-image can be taken: no snapshot, no write."""
-    if not needs_snapshot(verdict):
-        return verdict
+    """The verdict on a write that needs a snapshot, where none can be taken: no snapshot, no write."""
     changing = [effect for effect in statement.effects if effect.operation in _CHANGING]
     if can_cover:
         changing = [effect for effect in changing if not _is_coverable(effect)]

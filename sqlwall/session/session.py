@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import Final
 
 from sqlwall.errors import ProtocolError
 from sqlwall.session.examine import KINDS, Examination, Policy, standing_of
@@ -19,20 +19,14 @@ from sqlwall.session.segment import Act, Segment, Standing, Step, rolls_back_to,
 from sqlwall.wire import frontend, sqlstate
 from sqlwall.wire.frames import Event, Frame
 
-_QUERY, _SYNC, _FLUSH, _TERMINATE = ord("Q"), ord("S"), ord("H"), ord("X")
-_PARSE, _BIND, _EXECUTE, _DESCRIBE, _CLOSE = ord("P"), ord("B"), ord("E"), ord("D"), ord("C")
-_COPY_DATA, _COPY_DONE, _COPY_FAIL, _FUNCTION_CALL = ord("d"), ord("c"), ord("f"), ord("F")
-_ENDS = frozenset((_QUERY, _SYNC, _FLUSH, _FUNCTION_CALL))
-_COPY = frozenset((_COPY_DATA, _COPY_DONE, _COPY_FAIL))
-_PREPARING = frozenset((_PARSE, _DESCRIBE, _CLOSE, _FLUSH))
-_IDLE = ord("I")
+_IDLE: Final = ord("I")
 
 #: Prepared statements and portals that a session may have; a client that never forgets one is not served for ever.
-NAMES_LIMIT = 20_000
+NAMES_LIMIT: Final = 20_000
 #: Messages of one segment: each costs us some ten times its bytes until its reply is in.
-MESSAGES_LIMIT = 500_000
+MESSAGES_LIMIT: Final = 500_000
 #: A COPY FROM STDIN whose client waits with its Sync stands within so many messages; further back is not looked.
-COPY_LIMIT = 256
+COPY_LIMIT: Final = 256
 
 
 class Session:
@@ -65,7 +59,7 @@ class Session:
         for frame in frames:
             self.waiting.append(frame)
             self.held_bytes += len(frame.raw)
-            if frame.type_code in _ENDS or frame.type_code == _TERMINATE:
+            if _ends_segment(frame.type_code) or frame.type_code == frontend.TERMINATE:
                 self._ends_waiting += 1
         if self._ends_waiting or self.ledger.copy != CopyState.NONE:
             return
@@ -87,24 +81,24 @@ class Session:
         forward: list[Frame] = []
         while self.waiting and self.ledger.copy == CopyState.IN:
             code = self.waiting[0].type_code
-            if code == _TERMINATE:
+            if code == frontend.TERMINATE:
                 break
             frame = self._next()
-            if code in _COPY:
+            if _is_copy(code):
                 forward.append(frame)
-                if code != _COPY_DATA:
+                if code != frontend.COPY_DATA:
                     self.ledger.copy = CopyState.DONE
                     if self.ledger.queue[0].kind == Kind.EXECUTE:
                         # The server keeps its answer to itself until Sync, which waits here for that answer.
-                        forward.append(Frame(_FLUSH, frontend.flush()))
-            elif code not in (_SYNC, _FLUSH):
+                        forward.append(Frame(frontend.FLUSH, frontend.flush()))
+            elif code not in (frontend.SYNC, frontend.FLUSH):
                 raise ProtocolError(f"unexpected message type 0x{code:02X} during COPY from stdin")
         return forward
 
     def _next(self) -> Frame:
         frame = self.waiting.popleft()
         self.held_bytes -= len(frame.raw)
-        if frame.type_code in _ENDS or frame.type_code == _TERMINATE:
+        if _ends_segment(frame.type_code) or frame.type_code == frontend.TERMINATE:
             self._ends_waiting -= 1
         return frame
 
@@ -123,26 +117,26 @@ class Session:
         while True:
             frame = self._next()
             code = frame.type_code
-            if code == _TERMINATE:
+            if code == frontend.TERMINATE:
                 self.is_terminated = True
                 return None
-            if code in _COPY:
+            if _is_copy(code):
                 if frames and self._starts_copy(frames):
                     # Data right behind it: the segment ends here, as below.
                     self._put_back([frame])
-                    frames.append(Frame(_FLUSH, frontend.flush()))
+                    frames.append(Frame(frontend.FLUSH, frontend.flush()))
                     break
                 if not self._ends_waiting:
                     return None
                 continue  # outside COPY the server accepts and ignores these (PostgresMain)
-            if self.ledger.skipping and code != _SYNC:
+            if self.ledger.skipping and code != frontend.SYNC:
                 if not self._ends_waiting:
                     return None
                 continue  # the server discards everything up to Sync
-            if code == _FLUSH and frames and self._is_flush_idle():
+            if code == frontend.FLUSH and frames and self._is_flush_idle():
                 continue  # what the client asks for with it, its next Sync or Flush brings as well
             frames.append(frame)
-            if code in _ENDS:
+            if _ends_segment(code):
                 break
             if not self._ends_waiting:
                 # Only ignored messages brought an end; the rest waits for its own.
@@ -156,9 +150,9 @@ class Session:
             return False
         for frame in self.waiting:
             code = frame.type_code
-            if code in (_SYNC, _FLUSH):
+            if code in (frontend.SYNC, frontend.FLUSH):
                 return True
-            if code in _ENDS or code == _TERMINATE or code in _COPY:
+            if _ends_segment(code) or code == frontend.TERMINATE or _is_copy(code):
                 return False
         return False
 
@@ -171,7 +165,7 @@ class Session:
             return False
         if not self._starts_copy(self.waiting):
             return False
-        flush = Frame(_FLUSH, frontend.flush())
+        flush = Frame(frontend.FLUSH, frontend.flush())
         self.waiting.append(flush)
         self.held_bytes += len(flush.raw)
         self._ends_waiting += 1
@@ -179,16 +173,16 @@ class Session:
 
     def _starts_copy(self, frames: Sequence[Frame]) -> bool:
         """Whether the last of these is an Execute of COPY FROM STDIN."""
-        if frames[-1].type_code != _EXECUTE:
+        if frames[-1].type_code != frontend.EXECUTE:
             return False
         portal = frontend.execute_portal(frames[-1])
         texts: dict[bytes, tuple[bytes, ...]] = {}
         found: tuple[bytes, ...] = tuple(p.text for p in self.portals.find(portal) or ())
         for frame in frames:
-            if frame.type_code == _PARSE:
+            if frame.type_code == frontend.PARSE:
                 parsed = frontend.decode_parse(frame)
                 texts[parsed.name] = (parsed.query,)
-            elif frame.type_code == _BIND:
+            elif frame.type_code == frontend.BIND:
                 target, name = frontend.bind_names(frame)
                 if target == portal:
                     known = tuple(p.text for p in self.statements.find(name) or ())
@@ -215,7 +209,7 @@ class Session:
     def standing(self) -> Standing:
         flushed = self._flushed
         if flushed is not None:
-            return replace(flushed)
+            return flushed.copy()
         return standing_of(self.ledger.status, is_writable=self.is_writable)
 
     # -- towards the server
@@ -228,7 +222,7 @@ class Session:
         self.ledger.start_batch()
         self.is_writable = self.is_writable or segment.may_write
         self._count(segment.steps if steps is None else steps)
-        if segment.frames[-1].type_code == _FLUSH:
+        if segment.frames[-1].type_code == frontend.FLUSH:
             self._flushed = None if self.flushes_as_sync(segment) else segment.standing
         if len(self.statements.confirmed) + len(self.portals.confirmed) > NAMES_LIMIT:
             raise ProtocolError(
@@ -255,13 +249,13 @@ class Session:
         return (
             self.ledger.status == _IDLE
             and self._flushed is None
-            and all(frame.type_code in _PREPARING for frame in segment.frames)
+            and all(_only_prepares(frame.type_code) for frame in segment.frames)
         )
 
     def expect_step(self, step: Step) -> Expectation | None:
         """Record that a client's message goes upstream; None for Flush, which has no reply."""
         code = step.frame.type_code
-        if code == _FLUSH:
+        if code == frontend.FLUSH:
             return None
         expectation = Expectation(KINDS[code], name=step.name)
         if step.verdicts and step.kind in (Kind.EXECUTE, Kind.QUERY):
@@ -280,11 +274,11 @@ class Session:
         self._count(steps)
         for step in steps:
             self.expect_step(step)
-        if len(steps) == 1 and steps[0].frame.type_code != _FLUSH:
+        if len(steps) == 1 and steps[0].frame.type_code != frontend.FLUSH:
             return steps[0].frame.raw
         raws = [step.frame.raw for step in steps]
         end = segment.frames[-1]
-        if end.type_code == _FLUSH and steps[-1].frame is end and self.flushes_as_sync(segment):
+        if end.type_code == frontend.FLUSH and steps[-1].frame is end and self.flushes_as_sync(segment):
             raws[-1] = self.sync_for_flush()
         return b"".join(raws)
 
@@ -328,7 +322,7 @@ class Session:
 
     def _learn(self, done: Expectation) -> None:
         kind = done.kind
-        if kind in (Kind.SYNC, Kind.QUERY):
+        if kind == Kind.SYNC or kind == Kind.QUERY:
             self._flushed = None
             if self.ledger.status == _IDLE:
                 self.end_transaction()
@@ -341,8 +335,20 @@ class Session:
         elif kind == Kind.CLOSE:
             names = self.statements if done.name[:1] == b"S" else self.portals
             names.forget(done.name[1:])
-        elif done.tags in ([b"DISCARD ALL"], [b"DEALLOCATE ALL"]):
+        elif done.has_dropped_names:
             self.statements.clear()
+
+
+def _ends_segment(code: int) -> bool:
+    return code in (frontend.QUERY, frontend.SYNC, frontend.FLUSH, frontend.FUNCTION_CALL)
+
+
+def _is_copy(code: int) -> bool:
+    return code in (frontend.COPY_DATA, frontend.COPY_DONE, frontend.COPY_FAIL)
+
+
+def _only_prepares(code: int) -> bool:
+    return code in (frontend.PARSE, frontend.DESCRIBE, frontend.CLOSE, frontend.FLUSH)
 
 
 def _limit(expectation: Expectation, step: Step) -> None:

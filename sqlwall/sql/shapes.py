@@ -82,7 +82,8 @@ def literal(node: Json | None) -> str | None:
     if node is not None and "TypeCast" in node:
         cast = node["TypeCast"]
         target = cast.get("typeName", {})
-        is_text = qualified(target.get("names")) in ((None, "text"), ("pg_catalog", "text"))
+        schema, name = qualified(target.get("names"))
+        is_text = name == "text" and schema in (None, "pg_catalog")
         if not is_text or "arrayBounds" in target or "typmods" in target:
             return None
         node = cast.get("arg")

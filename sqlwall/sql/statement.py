@@ -48,6 +48,9 @@ class Operation(Enum):
     FUNCTION = "function"
     UNKNOWN = "unknown"
 
+    #: A member is itself only; Enum would hash its name, in Python, at every look into a table.
+    __hash__ = object.__hash__
+
 
 #: Operations that change rows of a named relation: the ones a rule may give `snapshot:` and a gate must see covered.
 WRITE_OPERATIONS = frozenset(

@@ -232,8 +232,8 @@ class AuditLog:
         self._failures = 0
         self._outage = 0
         self._written = 0
-        self._thread = threading.Thread(target=self._run, name="sqlwall-audit", daemon=True)
-        self._thread.start()
+        self._writing = threading.Thread(target=self._run, name="sqlwall-audit", daemon=True)
+        self._writing.start()
 
     def submit(self, record: AuditRecord, beside: Beside | None = None) -> Future[None]:
         """Write `record` now, and with it what is `beside` it.
@@ -329,8 +329,8 @@ class AuditLog:
         with self._wake:
             self._is_closing = True
             self._wake.notify()
-        self._thread.join(timeout)
-        if self._thread.is_alive():
+        self._writing.join(timeout)
+        if self._writing.is_alive():
             raise StoreError(f"the audit log did not close within {timeout} s")
         if self._queue:
             raise StoreError(f"{len(self._queue)} audit records could not be written: {self._error}")
