@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from sqlwall.cli.rulesets import find_ruleset
-from sqlwall.proxy.metrics import Histogram
+from sqlwall.proxy.counters import Histogram
 from sqlwall.proxy.policy import FactsCache
 from sqlwall.rules.context import Context, StaticCatalog
 from sqlwall.rules.judge import judge

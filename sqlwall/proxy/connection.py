@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Protocol
 
 from sqlwall.errors import ProtocolError, SqlwallError
+from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.guard import Keeper
 from sqlwall.proxy.lanes import Lane, refuse_whole
-from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.policy import SessionPolicy
 from sqlwall.proxy.rate import Rate, cost, may_end_block, only_ends_block
 from sqlwall.proxy.record import Recorder

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from sqlwall.errors import SnapshotError, SqlwallError, UpstreamError
+from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.keeping import Findings, Pages, Refusal, ServerError, Uncovered
 from sqlwall.proxy.labels import SessionLabels
-from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observer import BlockedError, Observer, Observers, Table
 from sqlwall.proxy.search import (
     BATCH,

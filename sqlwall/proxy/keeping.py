@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from sqlwall.errors import StoreError
-from sqlwall.proxy.metrics import Counters
+from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.observer import Table
 from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
 from sqlwall.session.internal import Answer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sqlwall.proxy.catalog import parse_search_path
-from sqlwall.proxy.metrics import Histogram
+from sqlwall.proxy.counters import Histogram
 from sqlwall.proxy.share import SMALL_TEXT, ParseShare
 from sqlwall.rules.context import CatalogView, Context
 from sqlwall.rules.judge import judge, judge_unparsable

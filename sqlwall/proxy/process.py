@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -27,6 +28,9 @@ from sqlwall.proxy.worker import FindRuleset, Prepared
 from sqlwall.store.chain import AuditKind, AuditRecord
 
 SWITCH_INTERVAL = 0.0005  # seconds
+#: Objects that may be made before a look for cycles, and how many looks of each generation go before one of the next.
+#: The wall makes few cycles, and many objects that wait a while: records.
+GC_THRESHOLDS = (20_000, 20, 20)
 RECURSION_LIMIT = 4000  # deep statements are walked by recursion; frames of pure Python need no C stack
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,8 @@ class WorkerProcess:
         except (SqlwallError, OSError) as error:
             self._send(Message("failed", str(error)))
             return
+        gc.collect()
+        gc.freeze()  # what was made so far stays: nobody needs to look at it again
         self._wall.worker.forward_cancel = self._forward_cancel
         loop.add_reader(self._line.fileno(), self._receive)
         self._send(Message("ready", self._wall.address))
@@ -169,6 +175,7 @@ def run_worker(config: Config, find_ruleset: FindRuleset, line: Connection, leve
     # The audit thread works in long runs; between them the event loop must not wait the usual 5 ms for its turn.
     sys.setswitchinterval(SWITCH_INTERVAL)
     sys.setrecursionlimit(RECURSION_LIMIT)
+    gc.set_threshold(*GC_THRESHOLDS)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor tells what they mean
 

@@ -6,26 +6,41 @@ Reads are noted in batches; refusals, verdicts on writes and the gate's outcomes
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from concurrent.futures import Future
+from typing import Final, Protocol
 
 from sqlwall.errors import StoreError, first_line
 from sqlwall.proxy import gate
+from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.labels import SessionLabels
-from sqlwall.proxy.metrics import Counters
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session.refusal import RATE_RULE
 from sqlwall.session.segment import Step
 from sqlwall.snapshot.manifest import Manifest
-from sqlwall.store.audit import AuditLog, Beside
+from sqlwall.store.audit import Beside
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
 from sqlwall.store.snapshots import dropping
-from sqlwall.store.stamp import new_ulid, utc_now
+from sqlwall.store.stamp import new_ulid, new_ulids, utc_now
 from sqlwall.wire import sqlstate
 
 #: A durable record that takes longer than this is a store that is down (seconds).
-DURABLE_TIMEOUT = 30.0
+DURABLE_TIMEOUT: Final = 30.0
 #: Different texts that may gather before they are written.
-READS_LIMIT = 64
+READS_LIMIT: Final = 64
+
+
+class Audit(Protocol):
+    """What a recorder needs of the log; see `store.audit.AuditLog`."""
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether a note would be taken now."""
+
+    def note(self, *records: AuditRecord) -> bool:
+        """Write these soon; False if none was taken."""
+
+    def submit(self, record: AuditRecord, beside: Beside | None = None) -> Future[None]:
+        """Write this now."""
 
 
 class Reads:
@@ -60,9 +75,7 @@ class Recorder:
 
     __slots__ = ("_audit", "_counters", "_labels", "_reads", "_statement_bytes", "_throttled")
 
-    def __init__(
-        self, audit: AuditLog, counters: Counters, labels: SessionLabels, statement_bytes: int
-    ) -> None:
+    def __init__(self, audit: Audit, counters: Counters, labels: SessionLabels, statement_bytes: int) -> None:
         self._audit = audit
         self._counters = counters
         self._labels = labels
@@ -138,14 +151,19 @@ class Recorder:
         """Write the reads that have gathered; False if the store does not take them all."""
         if self._throttled is not None:
             self._flush_throttled(self._throttled)
-        while self._reads:
-            key = next(iter(self._reads))
-            if not self._audit.note(self._read_record(self._reads[key])):
-                return False
-            del self._reads[key]
+        if not self._reads:
+            return True
+        if not self._audit.is_accepting:
+            return False
+        gathered = self._reads.values()
+        events = new_ulids(len(gathered))
+        records = [self._read_record(reads, event) for reads, event in zip(gathered, events, strict=True)]
+        if not self._audit.note(*records):
+            return False
+        self._reads = {}
         return True
 
-    def _read_record(self, reads: Reads) -> AuditRecord:
+    def _read_record(self, reads: Reads, event: str) -> AuditRecord:
         labels, verdict = self._labels, reads.verdict
         return AuditRecord(
             AuditKind.STATEMENT,
@@ -160,6 +178,7 @@ class Recorder:
             rule=verdict.rule,
             reason=verdict.reason or None,
             outcome="once" if reads.count == 1 else f"{reads.count} times",
+            event=event,
             time=reads.since,
         )
 
@@ -208,11 +227,13 @@ class Recorder:
         taken = outcome.snapshot if isinstance(outcome, gate.Passed) else None
         kept = taken.manifest if taken is not None else None
         if isinstance(outcome, gate.Refused):
-            record = self._outcome(event, "deny", outcome.target, "rolled back")
-            record = replace(record, rule=outcome.rule, reason=outcome.reason)
+            record = self._outcome(
+                event, "deny", outcome.target, "rolled back", rule=outcome.rule, reason=outcome.reason
+            )
         else:
-            record = self._outcome(event, "allow", kept.id if kept else None, "committing")
-            record = replace(record, rows=kept.rows if kept else None)
+            record = self._outcome(
+                event, "allow", kept.id if kept else None, "committing", rows=kept.rows if kept else None
+            )
         await self._submit(record, taken.enter if taken is not None else None)
 
     async def lost(self, snapshot: Manifest, error: Exception, event: str) -> None:
@@ -220,10 +241,22 @@ class Recorder:
 
         Raises StoreError if that cannot be written now.
         """
-        record = self._outcome(event, "deny", snapshot.id, "rolled back")
-        await self._submit(replace(record, rule="closed", reason=first_line(error)), dropping(snapshot.id))
+        record = self._outcome(
+            event, "deny", snapshot.id, "rolled back", rule="closed", reason=first_line(error)
+        )
+        await self._submit(record, dropping(snapshot.id))
 
-    def _outcome(self, event: str, action: str, target: str | None, outcome: str) -> AuditRecord:
+    def _outcome(
+        self,
+        event: str,
+        action: str,
+        target: str | None,
+        outcome: str,
+        *,
+        rule: str | None = None,
+        reason: str | None = None,
+        rows: int | None = None,
+    ) -> AuditRecord:
         labels = self._labels
         return AuditRecord(
             AuditKind.OUTCOME,
@@ -234,7 +267,10 @@ class Recorder:
             operation="COMMIT",
             target=target,
             action=action,
+            rule=rule,
+            reason=reason,
             outcome=outcome,
+            rows=rows,
             event=event,
         )
 

@@ -16,9 +16,9 @@ from sqlwall.proxy import listener
 from sqlwall.proxy.authenticate import AcceptSettings, AgentCredentials
 from sqlwall.proxy.catalog import CatalogCache, parse_search_path
 from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.guard import CaptureTexts, Keeper
 from sqlwall.proxy.listener import CancelKey
-from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.observe import Relay
 from sqlwall.proxy.observer import Observers
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Final
@@ -52,7 +52,8 @@ NO_HASH: Final = "0" * 64
 #: Bytes of a statement that are kept; the rest is represented by the hash of the whole.
 STATEMENT_LIMIT: Final = 16384
 
-_VERSION: Final = b"sqlwall audit 1\n"
+_VERSION: Final = "sqlwall audit 1\n"
+_LENGTHS: Final = tuple([f"t{length}:" for length in range(1024)])
 _TEXT_LIMIT: Final = 2048
 _INTEGER_LIMIT: Final = 2**63 - 1
 
@@ -79,16 +80,15 @@ class AuditKind(Enum):
     UNDO = "undo"
 
 
-@dataclass(frozen=True, slots=True)
 class AuditedText:
-    """A statement as the record keeps it: its first bytes as text, and length and SHA-256 of all of them.
+    """A statement as the record keeps it: its first bytes as text, and length and SHA-256 of all of them."""
 
-    Costs a hash: keep it with the facts of a cached statement rather than make it anew for each run.
-    """
+    __slots__ = ("length", "sha256", "text")
 
-    text: str
-    length: int
-    sha256: str
+    def __init__(self, text: str, length: int, sha256: str) -> None:
+        self.text: Final = text
+        self.length: Final = length
+        self.sha256: Final = sha256
 
     @classmethod
     def of(cls, raw: bytes, limit: int = STATEMENT_LIMIT) -> AuditedText:
@@ -100,31 +100,74 @@ class AuditedText:
         return cls(_storable(text), len(raw), hashlib.sha256(raw).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
 class AuditRecord:
     """What happened, before it is chained. Any text is safe to give: what no database takes is escaped when stored.
 
     `event` is the id that a refusal shows to the client. `parameters` counts them; their values are never recorded.
+    A plain class, since one is made of every new text that is read with.
     """
 
-    kind: AuditKind
-    agent: str | None = None
-    session: str | None = None
-    client: str | None = None
-    database: str | None = None
-    statement: AuditedText | None = None
-    parameters: int | None = None
-    operation: str | None = None
-    target: str | None = None
-    action: str | None = None
-    rule: str | None = None
-    reason: str | None = None
-    sqlstate: str | None = None
-    outcome: str | None = None
-    rows: int | None = None
-    duration_us: int | None = None
-    event: str = field(default_factory=new_ulid)
-    time: datetime = field(default_factory=utc_now)
+    __slots__ = (
+        "action",
+        "agent",
+        "client",
+        "database",
+        "duration_us",
+        "event",
+        "kind",
+        "operation",
+        "outcome",
+        "parameters",
+        "reason",
+        "rows",
+        "rule",
+        "session",
+        "sqlstate",
+        "statement",
+        "target",
+        "time",
+    )
+
+    def __init__(
+        self,
+        kind: AuditKind,
+        *,
+        agent: str | None = None,
+        session: str | None = None,
+        client: str | None = None,
+        database: str | None = None,
+        statement: AuditedText | None = None,
+        parameters: int | None = None,
+        operation: str | None = None,
+        target: str | None = None,
+        action: str | None = None,
+        rule: str | None = None,
+        reason: str | None = None,
+        sqlstate: str | None = None,
+        outcome: str | None = None,
+        rows: int | None = None,
+        duration_us: int | None = None,
+        event: str | None = None,
+        time: datetime | None = None,
+    ) -> None:
+        self.kind: Final = kind
+        self.agent: Final = agent
+        self.session: Final = session
+        self.client: Final = client
+        self.database: Final = database
+        self.statement: Final = statement
+        self.parameters: Final = parameters
+        self.operation: Final = operation
+        self.target: Final = target
+        self.action: Final = action
+        self.rule: Final = rule
+        self.reason: Final = reason
+        self.sqlstate: Final = sqlstate
+        self.outcome: Final = outcome
+        self.rows: Final = rows
+        self.duration_us: Final = duration_us
+        self.event: Final = new_ulid() if event is None else event
+        self.time: Final = utc_now() if time is None else time
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +260,17 @@ def digest(values: Sequence[object]) -> str:
     parts = [_VERSION]
     for value in values:
         if value is None:
-            parts.append(b"n")
+            parts.append("n")
         elif type(value) is str:
-            raw = value.encode("utf-8")
-            parts.append(b"t%d:" % len(raw))
-            parts.append(raw)
+            # The length is that of the bytes. Those of most texts are known, and written, already.
+            length = len(value) if value.isascii() else len(value.encode("utf-8"))
+            parts.append(_LENGTHS[length] if length < len(_LENGTHS) else f"t{length}:")
+            parts.append(value)
         elif type(value) is int:
-            parts.append(b"i%d;" % value)
+            parts.append(f"i{value};")
         else:
             raise ValueError(f"a {type(value).__name__} is nothing that an audit record holds")
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    return hashlib.sha256("".join(parts).encode("utf-8")).hexdigest()
 
 
 def _text(value: str | None) -> str | None:
@@ -238,7 +282,7 @@ def _text(value: str | None) -> str | None:
 def _storable(text: str) -> str:
     """Escape what SQLite or PostgreSQL would reject, so that no client can make its own record impossible to write."""
     if text.isascii():
-        return text.replace("\0", "\\x00")
+        return text.replace("\0", "\\x00") if "\0" in text else text
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 

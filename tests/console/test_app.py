@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sqlwall.console.app import Served, create_app, serve_app
-from sqlwall.proxy.metrics import Counters
+from sqlwall.proxy.counters import Counters
 
 
 @dataclass(slots=True)

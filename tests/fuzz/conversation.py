@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlwall.proxy.connection import Connection
+from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.labels import SessionLabels
-from sqlwall.proxy.metrics import Counters
 from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCaches
 from sqlwall.proxy.record import Recorder
 from sqlwall.rules.context import StaticCatalog
@@ -72,8 +72,8 @@ class Record:
         self.durable: list[AuditRecord] = []
         self._noted: list[AuditRecord] = []
 
-    def note(self, record: AuditRecord) -> bool:
-        self._noted.append(record)
+    def note(self, *records: AuditRecord) -> bool:
+        self._noted += records
         return True
 
     def submit(self, record: AuditRecord, beside: object = None) -> Future[None]:
@@ -145,9 +145,9 @@ class Conversation:
 
     def check_record(self) -> None:
         """Each write is on the record before it is committed."""
-        # Reads are noted without an id of their own.
+        # A record of reads says how many they were.
         recorded = sum(
-            record.kind is AuditKind.STATEMENT and record.event is not None for record in self.record.durable
+            record.kind is AuditKind.STATEMENT and record.outcome is None for record in self.record.durable
         )
         assert recorded >= self.server.committed_messages, "a write was committed that is not on the record"
 

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sqlwall import __version__
-from sqlwall.proxy.metrics import BUCKETS, LABELS_LIMIT, Counters, Histogram, WallCollector, merge
+from sqlwall.proxy.counters import BUCKETS, LABELS_LIMIT, Counters, Histogram
+from sqlwall.proxy.metrics import WallCollector, merge
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
