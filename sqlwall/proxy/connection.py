@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlwall.errors import ProtocolError, SqlwallError
 from sqlwall.proxy.counters import Counters
@@ -48,6 +48,7 @@ class Shared(Protocol):
     """What the connections of a worker share."""
 
     counters: Counters
+    ticking: set[Any]  # connections for which the worker's clock must run; an idle one leaves it
 
     def cancel_upstream(self, connection: Connection) -> Awaitable[None]:
         """Ask the server to cancel what the connection's session runs; done when the server has been told."""
@@ -204,6 +205,7 @@ class Connection:
         self._throttle()
 
     def _start_segment(self, frames: list[Frame]) -> None:
+        self.shared.ticking.add(self)
         if self.rate is not None and self._is_throttled(frames, self.rate):
             return
         if len(frames) > LONG_SEGMENT:
@@ -448,11 +450,11 @@ class Connection:
 
     # -- limits
 
-    def expire(self, now: float, idle_in_transaction: float) -> None:
-        """Called by the worker's clock: end what has taken too long."""
+    def expire(self, now: float, idle_in_transaction: float) -> bool:
+        """Called by the worker's clock: end what has taken too long. False once an idle session needs no clock."""
         if self.is_closing:
-            return
-        self.recorder.flush()
+            return False
+        is_written = self.recorder.flush()
         ledger = self.session.ledger
         if self.deadline and now >= self.deadline:
             self.deadline = 0.0
@@ -472,6 +474,7 @@ class Connection:
             self.end(
                 words.ending(sqlstate.IDLE_IN_TRANSACTION_SESSION_TIMEOUT, message), "idle-in-transaction"
             )
+        return not is_written or self._is_in_lane or bool(ledger.queue) or ledger.status != ord("I")
 
     def _stop_statement(self) -> None:
         """Cancel the statement that hit a limit, and let nothing else start until the server has been told."""

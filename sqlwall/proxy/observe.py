@@ -128,12 +128,13 @@ class Relay:
             return policy.judge_unparsable(facts)
         return strictest([policy.judge(statement) for statement in facts])
 
-    def expire(self, now: float, idle_in_transaction: float) -> None:
-        """Nothing is limited here; the reads that have gathered go on the record."""
+    def expire(self, now: float, idle_in_transaction: float) -> bool:
+        """Nothing is limited here; the reads that have gathered go on the record. Its clock always runs."""
         self._recorder.flush()
         if self._ruleset().mode is Mode.ENFORCE:
             message = "sqlwall ends the session: its ruleset is enforced now"
             self.end(words.ending(sqlstate.ADMIN_SHUTDOWN, message), "enforced")
+        return True
 
     def drain(self) -> None:
         """End at once: where the transaction stands is not known."""

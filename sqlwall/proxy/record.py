@@ -152,7 +152,7 @@ class Recorder:
         if self._throttled is not None:
             self._flush_throttled(self._throttled)
         if not self._reads:
-            return True
+            return self._throttled is None
         if not self._audit.is_accepting:
             return False
         gathered = self._reads.values()
@@ -161,7 +161,7 @@ class Recorder:
         if not self._audit.note(*records):
             return False
         self._reads = {}
-        return True
+        return self._throttled is None
 
     def _read_record(self, reads: Reads, event: str) -> AuditRecord:
         labels, verdict = self._labels, reads.verdict

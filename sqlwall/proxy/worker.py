@@ -59,7 +59,8 @@ FindRuleset = Callable[[str], tuple[str, str]]
 class Link:
     """A running connection, and how its server session is cancelled."""
 
-    upstream: Upstream
+    process_id: int
+    secret: bytes
     key: CancelKey
     catalog: CatalogCache | None
 
@@ -115,6 +116,7 @@ class Worker:
         self.counters.watch("sandbox_timeouts", lambda: self._sandbox.timeouts)
         self.counters.watch("parses_diverted", lambda: sum(s.diverted for s in self._shares.values()))
         self._connections: dict[Connection | Relay, Link] = {}
+        self.ticking: set[Connection | Relay] = set()  # those for which the clock must run
         self._cancel_keys: dict[tuple[int, bytes], Connection | Relay] = {}
         self._reserved: dict[str, int] = {}
         self._rates: dict[str, Rate] = {}
@@ -332,9 +334,11 @@ class Worker:
         catalog: CatalogCache | None,
     ) -> None:
         """A connection is about to run; its catalog is released when it ends."""
-        self._connections[connection] = Link(upstream, key, catalog)
+        self._connections[connection] = Link(upstream.process_id, upstream.secret, key, catalog)
         if isinstance(connection, Connection):
             connection.rate = self.rate_of(connection.agent)
+        else:
+            self.ticking.add(connection)
         self._cancel_keys[key.process_id, key.secret] = connection
         self.counters.session_started(connection.agent)
 
@@ -342,6 +346,7 @@ class Worker:
 
     def ended(self, connection: Connection | Relay) -> None:
         """See `connection.Shared`."""
+        self.ticking.discard(connection)
         link = self._connections.pop(connection, None)
         if link is not None:
             if link.catalog is not None:
@@ -354,8 +359,7 @@ class Worker:
         """See `connection.Shared`."""
         link = self._connections.get(connection)
         if link is not None:
-            upstream = link.upstream
-            await cancel_upstream(self.upstream_settings, upstream.process_id, upstream.secret)
+            await cancel_upstream(self.upstream_settings, link.process_id, link.secret)
 
     async def analyze_large(self, text: bytes, agent: str) -> tuple[Statement, ...] | Unparsable:
         """See `connection.Shared`."""
@@ -392,8 +396,9 @@ class Worker:
             await asyncio.sleep(TICK)
             now = loop.time()
             idle = self.config.timeouts.idle_in_transaction
-            for connection in list(self._connections):
-                connection.expire(now, idle)
+            for connection in list(self.ticking):
+                if not connection.expire(now, idle):
+                    self.ticking.discard(connection)
 
     async def _settle(self, keeper: Keeper) -> None:
         """Find out what became of transactions whose COMMIT was never seen answered, those of earlier runs first."""

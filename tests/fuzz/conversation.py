@@ -119,6 +119,7 @@ class Conversation:
 
     def __init__(self, world: World, chunk: int) -> None:
         self.counters = Counters()
+        self.ticking: set[Any] = set()
         self.server = ModelServer(read_only=True)
         self.record = Record()
         self.received = bytearray()
