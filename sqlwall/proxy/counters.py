@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 LABELS_LIMIT: Final = 200
@@ -195,3 +195,24 @@ def add(counts: dict[Labels, int], labels: Labels, count: int = 1) -> None:
 def _clean(labels: Labels) -> Labels:
     """Labels that can be rendered: a lone surrogate in one would make the whole page fail."""
     return tuple([label[:LABEL_LENGTH].encode("utf-8", "replace").decode() for label in labels])
+
+
+def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of several workers' snapshots, and of those that have ended."""
+    merged: dict[str, Any] = Counters().snapshot()
+    labelled: dict[str, dict[Labels, int]] = {name: {} for name in LABELLED}
+    watched: dict[str, int] = merged["watched"]
+    for snapshot in snapshots:
+        for name in PLAIN:
+            merged[name] += snapshot[name]
+        for name in TIMED:
+            merged[name] = [a + b for a, b in zip(merged[name], snapshot[name], strict=True)]
+        for name, counts in labelled.items():
+            for *labels, count in snapshot[name]:
+                add(counts, tuple(labels), count)
+        for name, count in snapshot["watched"].items():
+            watched[name] = watched.get(name, 0) + count
+        merged["reloaded_at"] = max(merged["reloaded_at"], snapshot["reloaded_at"])
+    for name, counts in labelled.items():
+        merged[name] = [[*labels, count] for labels, count in counts.items()]
+    return merged

@@ -5,14 +5,14 @@ What nobody counts is not shown: a zero would say that it never happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sqlwall import __version__
-from sqlwall.proxy.counters import BUCKETS, Counters, Labels, add
+from sqlwall.proxy.counters import BUCKETS
 
 #: Attribute → name and meaning of the metric.
 _PLAIN: Final[Mapping[str, tuple[str, str]]] = {
@@ -76,27 +76,6 @@ _GAUGES: Final[Mapping[str, str]] = {
     "sqlwall_last_reload_successful": "1 if the last reload was taken over, 0 if it was refused.",
     "sqlwall_ready": "1 if the wall serves, 0 if /readyz says why not.",
 }
-
-
-def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum of several workers' snapshots, and of those that have ended."""
-    merged: dict[str, Any] = Counters().snapshot()
-    labelled: dict[str, dict[Labels, int]] = {name: {} for name in _LABELLED}
-    watched: dict[str, int] = merged["watched"]
-    for snapshot in snapshots:
-        for name in _PLAIN:
-            merged[name] += snapshot[name]
-        for name in _TIMED:
-            merged[name] = [a + b for a, b in zip(merged[name], snapshot[name], strict=True)]
-        for name, counts in labelled.items():
-            for *labels, count in snapshot[name]:
-                add(counts, tuple(labels), count)
-        for name, count in snapshot["watched"].items():
-            watched[name] = watched.get(name, 0) + count
-        merged["reloaded_at"] = max(merged["reloaded_at"], snapshot["reloaded_at"])
-    for name, counts in labelled.items():
-        merged[name] = [[*labels, count] for labels, count in counts.items()]
-    return merged
 
 
 class WallCollector(Collector):

@@ -21,7 +21,7 @@ import uvloop
 
 from sqlwall.config import Config
 from sqlwall.errors import ConfigError, SqlwallError
-from sqlwall.proxy.metrics import merge
+from sqlwall.proxy.counters import merge
 from sqlwall.proxy.process import Message, configure_logging, listen, run_worker
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.proxy.worker import FindRuleset

@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import cel
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sqlwall.rules.context import Context
 from sqlwall.rules.match import Act
 from sqlwall.rules.verdict import Action
 from sqlwall.sql.statement import Statement
+
+if TYPE_CHECKING:
+    import cel
 
 #: The variables of a condition and the fields of each.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -95,6 +97,11 @@ class WhenCheck:
         return f"when {self.condition.source}"
 
 
+def _cel() -> Any:
+    """The library, which brings a command line of its own and takes longer to load than most rulesets to be read."""
+    return import_module("cel")
+
+
 def compile_condition(source: str) -> Condition:
     """Compile, and refuse names that no evaluation could find."""
     if len(source) > MAX_LENGTH:
@@ -103,7 +110,7 @@ def compile_condition(source: str) -> Condition:
     if _depth(bare) > MAX_DEPTH:
         raise ConditionError(f"the expression is nested more than {MAX_DEPTH} deep")
     try:
-        program = cel.compile(source)
+        program: cel.Program = _cel().compile(source)
     except Exception as error:
         raise ConditionError(_first_line(str(error))) from error
     bound = set(_MACRO.findall(bare))
@@ -122,7 +129,7 @@ def _refuse_bad_patterns(source: str) -> None:
     """A pattern that is no regular expression would fail at every evaluation."""
     for literal in _PATTERN.findall(source):
         try:
-            cel.evaluate(f"''.matches({literal})")
+            _cel().evaluate(f"''.matches({literal})")
         except Exception as error:
             raise ConditionError(f"{literal} is not a regular expression") from error
 

@@ -23,7 +23,8 @@ from psycopg import pq, sql
 
 from sqlwall.proxy import worker
 from sqlwall.proxy.catalog import CatalogCache
-from sqlwall.proxy.metrics import WallCollector, merge
+from sqlwall.proxy.counters import merge
+from sqlwall.proxy.metrics import WallCollector
 from sqlwall.sql.sandbox import ParserSandbox
 from sqlwall.wire import frontend
 from tests.e2e.test_faults import backend_of, broken_store, terminate, until_closed

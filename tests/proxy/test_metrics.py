@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sqlwall import __version__
-from sqlwall.proxy.counters import BUCKETS, LABELS_LIMIT, Counters, Histogram
-from sqlwall.proxy.metrics import WallCollector, merge
+from sqlwall.proxy.counters import BUCKETS, LABELS_LIMIT, Counters, Histogram, merge
+from sqlwall.proxy.metrics import WallCollector
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
