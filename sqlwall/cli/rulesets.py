@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sqlwall.errors import ConfigError, Problem
-from sqlwall.rules.loader import MAX_BYTES
-from sqlwall.rules.shapes import nearest
+
+# The supervisor knows this module and not that room, which takes long to load.
+# ruff: noqa: PLC0415
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,8 @@ def _shipped(name: str) -> tuple[str, str]:
         file = folder / f"{name}.yaml"
         if file.is_file():
             return _read(file)
+    from sqlwall.rules.shapes import nearest
+
     names = shipped_names()
     known = f"; shipped are {', '.join(names)}" if names else ""
     hint = nearest(name, names) or "."
@@ -47,6 +50,8 @@ def _shipped(name: str) -> tuple[str, str]:
 
 
 def _read(file: Path) -> tuple[str, str]:
+    from sqlwall.rules.loader import MAX_BYTES
+
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ConfigError(Problem(f"larger than {MAX_BYTES} bytes", str(file)))

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from psycopg import ProgrammingError
@@ -16,13 +16,14 @@ from sqlwall.cli.options import ConfigFile, RulesetOption, Store, configuration
 from sqlwall.cli.output import reported, say
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.config import Config
-from sqlwall.console.app import Served, create_app, serve_app
 from sqlwall.errors import ConfigError, SqlwallError, UpstreamError
 from sqlwall.proxy.supervisor import Supervisor, run
-from sqlwall.proxy.upstream import UpstreamSettings, connect_upstream
-from sqlwall.rules.loader import load
-from sqlwall.store.database import open_store
-from sqlwall.wire.frontend import terminate
+
+if TYPE_CHECKING:
+    from sqlwall.console.app import Served
+
+# What serving needs is loaded while the workers load theirs: it is their time that a start takes.
+# ruff: noqa: PLC0415
 
 #: Seconds for which an answer holds: whoever asks for /readyz does not make the wall log in each time.
 UPSTREAM_INTERVAL: Final = 5.0
@@ -58,9 +59,8 @@ def serve(
             "use SQLWALL_UPSTREAM or upstream.password_file",
             err=True,
         )
-    check(found)
     try:
-        run(found, loader, find_ruleset, start_console)
+        run(found, loader, find_ruleset, start_console, check)
     except OSError as error:
         address = f"{found.listen.host}:{found.listen.port}"
         raise _address_error("listen", address, error) from None
@@ -86,7 +86,11 @@ def has_password(dsn: str) -> bool:
 
 
 def check(config: Config) -> None:
-    """What would stop every worker is said once, before one is started."""
+    """What would stop every worker is said once."""
+    from sqlwall.proxy.upstream import UpstreamSettings
+    from sqlwall.rules.loader import load
+    from sqlwall.store.database import open_store
+
     UpstreamSettings.of(config.upstream)
     load(*find_ruleset(config.ruleset.path))
     open_store(config.store.url).dispose()
@@ -94,6 +98,8 @@ def check(config: Config) -> None:
 
 async def start_console(supervisor: Supervisor) -> Served:
     """The console over a supervisor. Raises SqlwallError if its address cannot be had."""
+    from sqlwall.console.app import create_app, serve_app
+
     own = supervisor.config.metrics
     probe = UpstreamProbe(lambda: supervisor.config)
 
@@ -130,6 +136,9 @@ class UpstreamProbe:
             return self._found
 
     async def _ask(self) -> list[str]:
+        from sqlwall.proxy.upstream import UpstreamSettings, connect_upstream
+        from sqlwall.wire.frontend import terminate
+
         config = self._read_config()
         try:
             settings = UpstreamSettings.of(config.upstream, config.timeouts.upstream_connect)

@@ -11,10 +11,7 @@ import contextlib
 import gc
 import logging
 import os
-import signal
-import socket
 import sys
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,7 +19,7 @@ import uvloop
 
 from sqlwall.config import Config
 from sqlwall.errors import SqlwallError
-from sqlwall.proxy import descriptors
+from sqlwall.proxy.line import Message, listen
 from sqlwall.proxy.wall import Wall
 from sqlwall.proxy.worker import FindRuleset, Prepared
 from sqlwall.store.chain import AuditKind, AuditRecord
@@ -34,30 +31,6 @@ GC_THRESHOLDS = (20_000, 20, 20)
 RECURSION_LIMIT = 4000  # deep statements are walked by recursion; frames of pure Python need no C stack
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What goes over the line, in both directions: a word and its values."""
-
-    word: str
-    value: Any = None
-
-
-def listen(config: Config) -> socket.socket:
-    """A socket on the shared port. Raises OSError with the address in its text."""
-    host, port = config.listen.host, config.listen.port
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.setblocking(False)
-        listening.bind(address)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
 
 
 class WorkerProcess:
@@ -162,40 +135,14 @@ class WorkerProcess:
             self._line.send(message)
 
 
-def run_worker(config: Config, find_ruleset: FindRuleset, line: Connection, level: str) -> None:
-    """The entry of a worker process."""
-    configure_logging(level, config.log.format)
-    missing = descriptors.shortage(
-        config, config.workers.count or os.cpu_count() or 1, descriptors.raise_limit()
-    )
-    if missing:
-        logger.warning(
-            "%s; raise the hard limit (ulimit -Hn, LimitNOFILE) or lower limits.max_connections", missing
-        )
+def serve(config: Config, find_ruleset: FindRuleset, line: Connection) -> None:
+    """Serve on an event loop of this process's own."""
     # The audit thread works in long runs; between them the event loop must not wait the usual 5 ms for its turn.
     sys.setswitchinterval(SWITCH_INTERVAL)
     sys.setrecursionlimit(RECURSION_LIMIT)
     gc.set_threshold(*GC_THRESHOLDS)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor tells what they mean
 
     async def main() -> None:
         await WorkerProcess(config, find_ruleset, line).run()
 
     uvloop.run(main())
-
-
-def configure_logging(level: str, form: str) -> None:
-    """Log to standard error, one line a record, as text or as JSON."""
-    handler = logging.StreamHandler()
-    text = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
-    if form == "json":
-        text = (
-            '{"time":"%(asctime)s","pid":%(process)d,"level":"%(levelname)s","logger":"%(name)s",'
-            '"message":%(message)r}'
-        )
-    handler.setFormatter(logging.Formatter(text))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("alembic").setLevel("WARNING")

@@ -22,9 +22,8 @@ import uvloop
 from sqlwall.config import Config
 from sqlwall.errors import ConfigError, SqlwallError
 from sqlwall.proxy.counters import merge
-from sqlwall.proxy.process import Message, configure_logging, listen, run_worker
+from sqlwall.proxy.line import FindRuleset, Message, configure_logging, listen, run_worker
 from sqlwall.proxy.tasks import TaskSet
-from sqlwall.proxy.worker import FindRuleset
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,8 @@ LASTING = 60.0  # seconds after which a worker counts as one that lasts
 STOP_GRACE = 10.0  # seconds beyond the drain for a worker to end
 
 LoadConfig = Callable[[], Config]
+#: Raises SqlwallError for what would stop every worker.
+Check = Callable[[Config], None]
 
 
 class Console(Protocol):
@@ -103,8 +104,11 @@ class Child:
 class Supervisor:
     """The workers of one wall."""
 
-    def __init__(self, config: Config, load_config: LoadConfig, find_ruleset: FindRuleset) -> None:
+    def __init__(
+        self, config: Config, load_config: LoadConfig, find_ruleset: FindRuleset, check: Check | None = None
+    ) -> None:
         self.config = config
+        self._check = check
         self._load_config = load_config
         self._find_ruleset = find_ruleset
         self._context = multiprocessing.get_context("spawn")
@@ -125,11 +129,19 @@ class Supervisor:
         return self._children[0].ready.result()
 
     async def start(self) -> None:
-        """Start the workers. Raises OSError for the address, ConfigError for what a worker says of its start."""
+        """Start the workers.
+
+        Raises OSError for the address, SqlwallError for what stops all of them, ConfigError for what one says.
+        """
         listen(self.config).close()  # a port in use shows here, with a better error than from a child
         count = self.config.workers.count or os.cpu_count() or 1
         for index in range(count):
             self._children.append(self._start_child(index))
+        # While the workers load what they need, so do we: what stops all of them is then said once, by us.
+        if self._check is not None:
+            await asyncio.to_thread(self._check, self.config)
+        for child in self._children:
+            child.send(Message("go"))
         for child in self._children:
             try:
                 async with asyncio.timeout(START_TIMEOUT):
@@ -229,6 +241,7 @@ class Supervisor:
                 attempts += 1
             else:
                 started.attempts = attempts
+                started.send(Message("go"))
                 self._children[self._children.index(child)] = started
                 return
 
@@ -359,12 +372,16 @@ def _absence(child: Child) -> str:
 
 
 def run(
-    config: Config, load_config: LoadConfig, find_ruleset: FindRuleset, start_console: StartConsole
+    config: Config,
+    load_config: LoadConfig,
+    find_ruleset: FindRuleset,
+    start_console: StartConsole,
+    check: Check | None = None,
 ) -> None:
     """Run a wall until a signal ends it. Raises ConfigError and OSError for what a person has to put right."""
     configure_logging(config.log.level, config.log.format)
 
     async def main() -> None:
-        await Supervisor(config, load_config, find_ruleset).serve(start_console)
+        await Supervisor(config, load_config, find_ruleset, check).serve(start_console)
 
     uvloop.run(main())

@@ -16,7 +16,6 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
-from alembic.util.exc import CommandError
 from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -297,6 +296,8 @@ def _upgrade(engine: Engine) -> None:
             return
         if revision is not None and not migrations.is_known(revision):
             raise _newer(engine, revision)
+        from alembic.util.exc import CommandError  # noqa: PLC0415 - see `migrations`
+
         try:
             migrations.upgrade(connection)
         except CommandError as error:
