@@ -10,10 +10,10 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable
-from time import perf_counter
 from typing import Any, Protocol
 
 from sqlwall.errors import ProtocolError, SqlwallError
+from sqlwall.proxy import slices
 from sqlwall.proxy.counters import Counters
 from sqlwall.proxy.guard import Keeper
 from sqlwall.proxy.lanes import Lane, refuse_whole
@@ -37,9 +37,6 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a client's later segments that may wait while one is in flight; beyond, its socket is not read.
 WAITING_LIMIT = 1024 * 1024
-#: A segment of more messages is examined and forwarded in slices of so many seconds, and the others served in between.
-LONG_SEGMENT = 64
-SLICE = 0.002
 #: The kernel and the event loop may hold this much for a peer that does not read before the other side is paused.
 HIGH_WATER = 256 * 1024
 
@@ -208,7 +205,7 @@ class Connection:
         self.shared.ticking.add(self)
         if self.rate is not None and self._is_throttled(frames, self.rate):
             return
-        if len(frames) > LONG_SEGMENT:
+        if len(frames) > slices.LONG_SEGMENT:
             self._is_in_lane = True
             self._tasks.spawn(self._run_long(frames), f"long segment of {self.agent}")
             return
@@ -219,17 +216,17 @@ class Connection:
         except ProtocolError:
             raise
         except SqlwallError as error:
-            segment = self._closed(frames, error)
+            segment = self.refuse_closed(frames, error)
         if self.rate is not None and len(frames) == 1 and segment.steps:
             self.rate.charge(max(0, len(segment.steps[0].statements) - 1))
         self._set_deadline(segment)
-        if segment.is_fast and self._note(segment.steps):
+        if segment.is_fast and self.note_reads(segment.steps):
             self.send_server(session.forward(segment))
             return
         self._is_in_lane = True
         self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
 
-    def _closed(self, frames: list[Frame], error: SqlwallError) -> Segment:
+    def refuse_closed(self, frames: list[Frame], error: SqlwallError) -> Segment:
         """A segment that is refused because something of ours is broken."""
         logger.error("segment refused, closed: %s", error)
         segment = Segment(frames, self.session.standing())
@@ -245,9 +242,9 @@ class Connection:
     async def _run_long(self, frames: list[Frame]) -> None:
         """A segment of many messages: what would keep everybody else waiting is done in slices."""
         try:
-            segment = await self._examine_long(frames)
+            segment = await slices.examine(self, frames)
             self._set_deadline(segment)
-            if segment.is_fast and await self._forward_long(segment):
+            if segment.is_fast and await slices.forward(self, segment):
                 await self.settled()
                 self._is_in_lane = False
                 self._finish_batch()
@@ -257,51 +254,11 @@ class Connection:
         except ProtocolError as error:
             self.end(words.ending(error.sqlstate, str(error)), "protocol")
             return
+        except Exception:
+            logger.exception("long segment of %s failed", self.agent)
+            self.end(words.internal_failure("").as_fatal(), "internal")
+            return
         await self._run_lane(segment)
-
-    async def _examine_long(self, frames: list[Frame]) -> Segment:
-        try:
-            self.policy.refresh()
-            examination = self.session.begin_examination(frames)
-            started = perf_counter()
-            while True:
-                is_over = examination.advance()
-                unread = examination.segment.unread
-                if unread:
-                    self.policy.learn(unread, await self.analyze_large(unread))
-                    examination.go_back()
-                elif is_over:
-                    return examination.segment
-                elif perf_counter() - started > SLICE:
-                    started = await self._let_others()
-        except ProtocolError:
-            raise
-        except SqlwallError as error:
-            return self._closed(frames, error)
-
-    async def _forward_long(self, segment: Segment) -> bool:
-        """False if the store cannot take the reads in it; then nothing has been forwarded."""
-        steps = segment.steps
-        parts = [steps[place : place + LONG_SEGMENT] for place in range(0, len(steps), LONG_SEGMENT)]
-        started = perf_counter()
-        for part in parts:
-            if not self._note(part):
-                return False
-            if perf_counter() - started > SLICE:
-                started = await self._let_others()
-        self.session.start(segment, [])
-        for part in parts:
-            self.send_server(self.session.forward_part(segment, part))
-            if perf_counter() - started > SLICE:
-                started = await self._let_others()
-        return True
-
-    async def _let_others(self) -> float:
-        """One turn of the loop for all others; returns the time. Raises ConnectionError once the connection is over."""
-        await asyncio.sleep(0)
-        if self.is_closing:
-            raise ConnectionAbortedError("the connection is over")
-        return perf_counter()
 
     def _is_throttled(self, frames: list[Frame], rate: Rate) -> bool:
         """Whether the agent has sent too many statements; then this segment has been refused, unread.
@@ -338,7 +295,7 @@ class Connection:
             self._is_in_lane = False
             self._finish_batch()
 
-    def _note(self, steps: list[Step]) -> bool:
+    def note_reads(self, steps: list[Step]) -> bool:
         """Note the reads of a fast segment; False if the store cannot take them, and the segment has to wait."""
         for step in steps:
             if step.verdicts and step.kind in (Kind.EXECUTE, Kind.QUERY) and not self.recorder.read(step):
