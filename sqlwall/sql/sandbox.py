@@ -55,6 +55,7 @@ class ParserSandbox:
         self._asked: dict[str, int] = {}
         self._turns = Turns()
         self._child: asyncio.subprocess.Process | None = None
+        self._starting: asyncio.Future[asyncio.subprocess.Process] | None = None
         self.requests = 0
         self.deaths = 0
         self.timeouts = 0
@@ -123,25 +124,37 @@ class ParserSandbox:
             raise
 
     async def _start(self) -> asyncio.subprocess.Process:
+        """The child. Its start goes on if the deadline falls into it: one that was cut short would leave a process."""
         if self._child is None or self._child.returncode is not None:
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "sqlwall.sql.sandbox",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(sys.path), "LANG": "C.UTF-8"},
-                limit=ANSWER_LIMIT,
-            )
+            if self._starting is None:
+                self._starting = asyncio.ensure_future(_spawn())
+            self._child = await asyncio.shield(self._starting)
+            self._starting = None
         return self._child
 
     async def _kill(self) -> None:
+        starting, self._starting = self._starting, None
         child, self._child = self._child, None
+        if starting is not None:
+            with contextlib.suppress(OSError):  # it never started
+                child = await starting
         if child is not None and child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
+
+
+async def _spawn() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "sqlwall.sql.sandbox",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "LANG": "C.UTF-8"},
+        limit=ANSWER_LIMIT,
+    )
 
 
 def encode(facts: Facts) -> bytes:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from sqlwall.proxy import worker
 from sqlwall.proxy.catalog import CatalogCache
 from sqlwall.proxy.counters import merge
 from sqlwall.proxy.metrics import WallCollector
-from sqlwall.sql.sandbox import ParserSandbox
 from sqlwall.wire import frontend
 from tests.e2e.test_faults import backend_of, broken_store, terminate, until_closed
 from tests.e2e.wall import APP, APP_PASSWORD, OpenWall
@@ -134,9 +134,15 @@ def asked(found: Guarded, texts: int) -> float:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walls give a text less time than they would."""
-    monkeypatch.setattr(worker, "ParserSandbox", partial(ParserSandbox, deadline=3.0))
+def hasty(guarded: Guarded) -> None:
+    """A reload gives a text more time than the wall began with."""
+
+    async def reload() -> None:
+        worker = guarded.wall.wall.worker
+        timeouts = replace(worker.config.timeouts, parse=3.0)
+        worker.take_over(worker.prepare(replace(worker.config, timeouts=timeouts)))
+
+    guarded.wall.run(reload())
 
 
 @pytest.mark.usefixtures("hasty")

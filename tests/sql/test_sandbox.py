@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
+import uvloop
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,16 @@ async def sandbox() -> AsyncIterator[ParserSandbox]:
     opened = ParserSandbox(deadline=PATIENCE)
     yield opened
     await opened.close()
+
+
+def children() -> list[int]:
+    """The sandboxes that this process has started and that run."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [
+        pid
+        for pid in map(int, found)
+        if is_running(pid) and b"sqlwall.sql.sandbox" in of_process(pid, "cmdline")
+    ]
 
 
 def of_process(pid: int | None, what: str) -> bytes:
@@ -371,3 +382,18 @@ async def test_a_child_ends_when_its_parent_is_killed() -> None:
     parent.kill()
     await parent.wait()
     assert await ends(pid)
+
+
+def test_a_child_that_is_slow_to_start_is_not_left_behind() -> None:
+    """The deadline falls into the start of the process, of which nobody knows yet."""
+    before = children()
+
+    async def analyze(deadline: float) -> None:
+        opened = ParserSandbox(deadline)
+        assert isinstance(await opened.analyze(b"SELECT 1"), Unparsable)
+        await opened.close()
+        assert opened.pid is None
+
+    for microseconds in (0, 100, 300, 1000, 3000):
+        uvloop.run(analyze(microseconds / 1e6))
+    assert children() == before
