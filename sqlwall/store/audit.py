@@ -69,6 +69,9 @@ _MOVE_HEAD: Final = (
 #: store itself fails, and does no harm if it runs twice.
 Beside = Callable[[Connection], None]
 
+#: Seconds that what is written beside no record of its own waits for one: somebody may look for it.
+BESIDE_LINGER: Final = 0.01
+
 #: Commits whose answer never came that are remembered until the store says what became of them.
 _DOUBTS: Final = 16
 
@@ -291,7 +294,7 @@ class AuditLog:
         return self._note([_Entry(record, None, now) for record in records])
 
     def note_beside(self, beside: Beside) -> bool:
-        """Write this soon, with records or without. False means that it was not taken."""
+        """Write this sooner than a note, with records or without. False means that it was not taken."""
         return self._note([_Entry(None, None, time.monotonic(), beside)])
 
     def _note(self, entries: list[_Entry]) -> bool:
@@ -305,7 +308,7 @@ class AuditLog:
                 return False
             for entry in entries:
                 self._queue.append(agent, entry)
-            if waiting == 0 or waiting < self._batch <= len(self._queue):
+            if waiting == 0 or first is None or waiting < self._batch <= len(self._queue):
                 self._wake.notify()
             return True
 
@@ -417,7 +420,9 @@ class AuditLog:
             return threading.TIMEOUT_MAX
         if len(self._queue) >= self._batch:
             return 0.0
-        return min(entry.since for entry in self._queue.heads()) + self._linger - time.monotonic()
+        lingers = self._linger, min(self._linger, BESIDE_LINGER)
+        due = min(entry.since + lingers[entry.record is None] for entry in self._queue.heads())
+        return due - time.monotonic()
 
     def _resumed(self) -> AuditRecord:
         return AuditRecord(AuditKind.RESUMED, reason=f"after {self._outage} failed writes: {self._error}")
