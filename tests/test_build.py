@@ -316,7 +316,7 @@ def test_the_real_project_builds_uncompiled_with_its_rulesets(real: Source, tmp_
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(
     os.environ.get("SQLWALL_TEST_COMPILED") != "1",
-    reason="compiles for half a minute: SQLWALL_TEST_COMPILED=1",
+    reason="compiles for a minute or two: SQLWALL_TEST_COMPILED=1",
 )
 def test_the_real_project_builds_compiled(real: Source, tmp_path: Path) -> None:
     before = real.files()

@@ -56,6 +56,10 @@ _TIMED: Final[Mapping[str, tuple[str, str]]] = {
 #: What is counted elsewhere and only read: name and meaning of the metric.
 WATCHED: Final[Mapping[str, tuple[str, str]]] = {
     "cache_hits": ("sqlwall_facts_cache_hits", "Texts whose facts were known."),
+    "template_hits": (
+        "sqlwall_facts_template_hits",
+        "New texts whose facts were known from one that differs in literals only.",
+    ),
     "cache_misses": ("sqlwall_facts_cache_misses", "Texts that had to be parsed."),
     "sandbox_deaths": ("sqlwall_parser_deaths", "Times that the parser process died over a text."),
     "parses_diverted": (

@@ -22,6 +22,7 @@ from sqlwall.session.examine import Facts
 from sqlwall.session.refusal import Refusal, too_many_paths
 from sqlwall.sql.parse import TooLarge, analyze_text
 from sqlwall.sql.statement import Statement, Unparsable
+from sqlwall.sql.template import is_template, key_of
 
 #: Texts above this are parsed each time: a cached one would crowd out many others.
 CACHED_TEXT_LIMIT = 8192
@@ -39,9 +40,16 @@ Path = tuple[str, ...]
 
 
 class FactsCache:
-    """Facts by exact bytes, never by a hash or fingerprint. Two generations: what is not asked for again is dropped."""
+    """Facts by exact bytes, never by a hash or fingerprint. Two generations: what is not asked for again is dropped.
 
-    __slots__ = ("_bytes", "_limit", "_old", "_young", "hits", "judging", "misses", "parsing")
+    A text that is new, but differs from others in plain literals only, has theirs (`sql.template`). Which are such is
+    found out when a key comes for the second time: `_keys` says of each that came whether it is still to be asked.
+    """
+
+    __slots__ = (
+        "_bytes", "_key_bytes", "_keys", "_limit", "_old", "_templates", "_young", "hits", "judging", "misses",
+        "parsing", "template_hits",
+    )  # fmt: skip
 
     def __init__(self, parsing: Histogram, judging: Histogram, limit: int = FACTS_CACHE_BYTES) -> None:
         self.parsing = parsing
@@ -50,7 +58,11 @@ class FactsCache:
         self._young: dict[bytes, Facts] = {}
         self._old: dict[bytes, Facts] = {}
         self._bytes = 0
+        self._templates: dict[bytes, Facts] = {}
+        self._keys: dict[bytes, bool] = {}
+        self._key_bytes = 0
         self.hits = 0
+        self.template_hits = 0
         self.misses = 0
 
     def knows(self, text: bytes) -> bool:
@@ -67,15 +79,38 @@ class FactsCache:
         if facts is not None:
             self.hits += 1
         else:
-            self.misses += 1
-            started = time.perf_counter()
-            found = analyze_text(text)
-            self.parsing.observe(time.perf_counter() - started)
-            if isinstance(found, TooLarge):
-                return None
-            facts = found
+            key = key_of(text)
+            facts = self._templates.get(key) if key is not None else None
+            if facts is not None:
+                self.template_hits += 1
+            else:
+                facts = self._read(text)
+                if facts is None:
+                    return None
+                if key is not None:
+                    self._consider(key, text, facts)
         self.add(text, facts)
         return facts
+
+    def _read(self, text: bytes) -> Facts | None:
+        self.misses += 1
+        started = time.perf_counter()
+        found = analyze_text(text)
+        self.parsing.observe(time.perf_counter() - started)
+        return None if isinstance(found, TooLarge) else found
+
+    def _consider(self, key: bytes, text: bytes, facts: Facts) -> None:
+        """Whether texts of this key need no parse from here on."""
+        is_open = self._keys.get(key)
+        if is_open is None:
+            self._key_bytes += len(key) + 64
+            if self._key_bytes > self._limit:
+                self._keys.clear()
+                self._templates.clear()
+                self._key_bytes = len(key) + 64
+        elif is_open and isinstance(facts, tuple) and is_template(text):
+            self._templates[key] = facts
+        self._keys[key] = is_open is None
 
     def add(self, text: bytes, facts: Facts) -> None:
         """Keep facts that are known."""

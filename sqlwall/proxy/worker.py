@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy.engine import Engine
 
@@ -111,6 +112,7 @@ class Worker:
         self._shares: dict[str, ParseShare] = {}
         self.keeper = _keeper(config, engine, self.audit, self.tasks, self.counters)
         self.counters.watch("cache_hits", lambda: self._facts.hits)
+        self.counters.watch("template_hits", lambda: self._facts.template_hits)
         self.counters.watch("cache_misses", lambda: self._facts.misses)
         self.counters.watch("sandbox_deaths", lambda: self._sandbox.deaths)
         self.counters.watch("sandbox_timeouts", lambda: self._sandbox.timeouts)
@@ -319,7 +321,7 @@ class Worker:
             parse_search_path(search_path),
             self._facts,
             self._verdicts,
-            lambda: self.ruleset_of(identity.agent),
+            partial(self.ruleset_of, identity.agent),
             catalog,
             is_standby=is_standby,
             can_cover=self.keeper is not None,
