@@ -45,7 +45,12 @@ async def _settle(record: SnapshotRecord, snapshots: Snapshots, observer: Observ
         return False
     ((status,),) = await observer.fetch(queries.STATUS, (record.xid,))
     state = _OUTCOMES.get(status or "")
-    if state is SnapshotState.COMMITTED and not await asyncio.to_thread(snapshots.has_blob, record):
+    has_blob = state is None or await asyncio.to_thread(snapshots.has_blob, record)
+    if state is SnapshotState.ABORTED and not has_blob:
+        # The wall ended before the blob was kept: there is nothing to show of a write that never was.
+        await asyncio.to_thread(snapshots.forget, record.id)
+        return True
+    if state is SnapshotState.COMMITTED and not has_blob:
         # COMMIT is sent once the blob is there: without it, the id has become another transaction's, or it was lost.
         logger.warning("snapshot %s has no blob: what became of its transaction is not known", record.id)
         state = status = None

@@ -57,7 +57,14 @@ _STATE: Final = (
     .with_for_update()
 )
 _DROP: Final = sa.delete(SNAPSHOTS).where(
-    SNAPSHOTS.c.id == sa.bindparam("of_id"), SNAPSHOTS.c.state == sa.bindparam("state_now")
+    SNAPSHOTS.c.id == sa.bindparam("of_id"),
+    SNAPSHOTS.c.state.in_(_OPEN),
+    SNAPSHOTS.c.locked_until <= sa.bindparam("now"),
+)
+_GIVE_UP: Final = (
+    sa.update(SNAPSHOTS)
+    .where(SNAPSHOTS.c.id == sa.bindparam("of_id"), SNAPSHOTS.c.state.in_(_OPEN))
+    .values(state=SnapshotState.ABORTED.value)
 )
 _SETTLE: Final = (
     sa.update(SNAPSHOTS)
@@ -207,6 +214,11 @@ class Snapshots:
         with writing(self.engine) as connection:
             if not _settle(connection, snapshot_id, state):
                 raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
+
+    def forget(self, snapshot_id: str) -> None:
+        """Take a snapshot that has no blob, and whose transaction did not commit, out of the index. Raises StoreError."""
+        with writing(self.engine) as connection:
+            dropping(snapshot_id)(connection)
 
     # -- finding them
 
@@ -451,10 +463,14 @@ def settling(snapshot_id: str, state: SnapshotState) -> Callable[[Connection], N
 
 
 def dropping(snapshot_id: str) -> Callable[[Connection], None]:
-    """Takes a snapshot that has no blob out of the index, as part of a transaction of the store, if it is there."""
+    """Takes a snapshot that has no blob out of the index, as part of a transaction of the store, if it is there.
+
+    Under a retention lock it stays, as one whose transaction did not commit.
+    """
 
     def drop(connection: Connection) -> None:
-        connection.execute(_DROP, {"of_id": snapshot_id, "state_now": SnapshotState.PREPARED.value})
+        connection.execute(_DROP, {"of_id": snapshot_id, "now": format_time(utc_now())})
+        connection.execute(_GIVE_UP, {"of_id": snapshot_id})
 
     return drop
 

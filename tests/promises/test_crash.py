@@ -20,7 +20,7 @@ import pytest
 from sqlwall.proxy.settle import settle_all
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.database import writing
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.snapshots import Snapshots, SnapshotState
 from sqlwall.store.stamp import new_ulid
 from tests.e2e.wall import APP, running_wall
 from tests.promises.crash import (
@@ -133,6 +133,40 @@ def test_a_snapshot_without_a_blob_is_never_taken_for_committed(
         assert {record.id: record.state for record in snapshots.list()} == {
             kept.id: SnapshotState.COMMITTED,
             manifest.id: SnapshotState.UNKNOWN,
+        }
+
+
+def test_a_snapshot_without_a_blob_of_a_write_that_never_was_is_forgotten_unless_it_is_locked(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wall died between the row in the index and the blob, and the server rolled back."""
+    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
+    monkeypatch.chdir(tmp_path)
+    with running_wall(cluster.database, tmp_path, **settings) as wall:
+        keeper = wall.wall.worker.keeper
+        assert keeper is not None
+        snapshots = keeper.snapshots
+        with wall.connect() as agent:
+            agent.execute("UPDATE account SET token = 'kept' WHERE id = 1")
+        wall.run(settle_all(snapshots, keeper.observers))
+        (kept,) = snapshots.list()
+        locked = Snapshots(snapshots.engine, "kept", lock_seconds=86400)
+        ids = []
+        for store in (snapshots, locked):
+            with cluster.connect() as direct, direct.transaction(force_rollback=True):
+                row = direct.execute("SELECT pg_current_xact_id()::text").fetchone()
+                assert row is not None
+            manifest = replace(snapshots.open(kept.id).manifest, id=new_ulid(), xid=row[0])
+            writer = store.writer(manifest.id)
+            writer.finish_writing(manifest)
+            with writing(snapshots.engine) as connection:
+                writer.enter(manifest, connection)
+            writer.abort()
+            ids.append(manifest.id)
+        assert wall.run(settle_all(snapshots, keeper.observers)) == 0
+        assert {record.id: record.state for record in snapshots.list()} == {
+            kept.id: SnapshotState.COMMITTED,
+            ids[1]: SnapshotState.ABORTED,
         }
 
 
