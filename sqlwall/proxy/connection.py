@@ -439,7 +439,7 @@ class Connection:
         self.session.ledger.limit_hit = None
         if head is not None and head.over_limit is not None:
             self.shared.counters.limit(head.rule)
-            self.recorder.note(AuditKind.OUTCOME, reason=head.over_limit.message, rule=head.rule)
+            self.recorder.note(AuditKind.OUTCOME, reason=head.over_limit.message, event=head.event, rule=head.rule)
         if not self.session.ledger.queue:
             return
         if self._cancelling is None:

@@ -96,6 +96,7 @@ class Expectation:
         "byte_limit",
         "bytes",
         "cut",
+        "event",
         "failed",
         "forward",
         "holds_ready",
@@ -125,6 +126,7 @@ class Expectation:
         self.row_limit = -1
         self.byte_limit = -1
         self.over_limit: Refusal | None = None
+        self.event = ""  # the id of the record that it hit a limit, which the client is shown
         self.cut = False
         self.rule = ""
         self.failed = False
@@ -302,7 +304,8 @@ class Ledger:
     def cut(self, head: Expectation, what: str) -> None:
         """A limit ends the statement: nothing more of it is relayed, and its end becomes our error."""
         head.cut = True
-        head.over_limit = over_limit(what, head.rule, self.new_event())
+        head.event = self.new_event()
+        head.over_limit = over_limit(what, head.rule, head.event)
         self.limit_hit = head
 
     def _route(self, frame: Frame) -> None:

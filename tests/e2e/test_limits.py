@@ -16,6 +16,7 @@ from psycopg import pq
 from sqlwall.wire import frontend
 from tests.e2e.wall import WAIVED, OpenWall, RunningWall, waiving
 from tests.e2e.wire import FLUSH, SYNC, RawClient, codes, errors, rows, run, states, status
+from tests.proxy.test_supervisor import eventually
 
 IDLE, FAILED = pq.TransactionStatus.IDLE, pq.TransactionStatus.INERROR
 MANY = "SELECT g FROM generate_series(1, 20000) g"
@@ -51,6 +52,8 @@ def test_a_statement_over_its_limit_is_stopped(
         error = errors(found)[-1]
         assert (len(errors(found)), error.sqlstate) == (1, "53400")
         assert words in error.message
+        event = error.detail.rpartition("event=")[2]
+        eventually(lambda: event in [record["event"] for record in wall.audit()])
         assert "C" not in codes(found)
         assert len(rows(found)) <= 50 or "bytes" in words
         if "block" in way:
