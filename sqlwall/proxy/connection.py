@@ -348,9 +348,8 @@ class Connection:
         ledger = self.session.ledger
         out = ledger.take()
         if out:
-            assert self._client is not None
             self.shared.counters.bytes_to_client += len(out)
-            self._client.write(out)
+            self._write_client(out)
         if ledger.limit_hit is not None:
             self._stop_statement()
         if ledger.parameters:
@@ -459,12 +458,18 @@ class Connection:
         if self.is_closing:
             raise ConnectionAbortedError("the connection is over")
         self.shared.counters.bytes_to_server += len(data)
-        self._server.write(data)
+        if not self._server.is_closing():  # `lose_server` is about to be called
+            self._server.write(data)
 
     def send_client(self, data: bytes) -> None:
         """See `aside.Line`."""
+        self._write_client(self.session.ledger.take() + data)
+
+    def _write_client(self, data: bytes) -> None:
+        """A client that has just been lost is told nothing more: `lose_client` is about to be called."""
         assert self._client is not None
-        self._client.write(self.session.ledger.take() + data)
+        if not self._client.is_closing():
+            self._client.write(data)
 
     async def settled(self) -> None:
         """See `aside.Line`."""

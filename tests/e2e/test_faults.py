@@ -101,6 +101,25 @@ def test_a_server_that_dies_in_the_middle_of_a_statement_ends_the_session(
         assert other.execute("SELECT count(*) FROM slow_later").fetchone() == (0,)
 
 
+def test_a_client_that_goes_away_before_its_answer_is_no_failure_of_ours(
+    wall: RunningWall, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The refusal is on the record first: by then there is nobody to tell."""
+    for _ in range(20):
+        login = psycopg.connect(wall.dsn())
+        line = socket.socket(fileno=os.dup(login.fileno()))
+        line.setblocking(True)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with open(os.devnull, "r+b", buffering=0) as nothing:
+            os.dup2(nothing.fileno(), login.fileno())  # libpq says nothing more, and closes nothing
+        login.close()
+        line.sendall(frontend.query(b"DROP TABLE orders"))
+        line.close()
+    eventually(lambda: server_sessions(wall) == [])
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    assert [record["kind"] for record in wall.audit()].count("refusal") <= 20
+
+
 def test_a_client_that_goes_away_leaves_nothing_running(open_wall: OpenWall) -> None:
     wall = open_wall(waiving(*WAIVED, functions=("public.nap",)))
     before = wall.state()
