@@ -216,7 +216,7 @@ class Snapshots:
                 raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
 
     def forget(self, snapshot_id: str) -> None:
-        """Take a snapshot that has no blob, and whose transaction did not commit, out of the index. Raises StoreError."""
+        """Take out of the index what has no blob, and whose transaction did not commit. Raises StoreError."""
         with writing(self.engine) as connection:
             dropping(snapshot_id)(connection)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -110,7 +111,7 @@ def test_a_client_that_goes_away_before_its_answer_is_no_failure_of_ours(
         line = socket.socket(fileno=os.dup(login.fileno()))
         line.setblocking(True)
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        with open(os.devnull, "r+b", buffering=0) as nothing:
+        with Path(os.devnull).open("r+b", buffering=0) as nothing:
             os.dup2(nothing.fileno(), login.fileno())  # libpq says nothing more, and closes nothing
         login.close()
         line.sendall(frontend.query(b"DROP TABLE orders"))
