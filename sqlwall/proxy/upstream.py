@@ -206,7 +206,7 @@ async def cancel_upstream(settings: UpstreamSettings, process_id: int, secret_ke
                 try:
                     await _send_cancel(settings, cancel_request(process_id, secret_key), encrypted)
                 except _WorthAnother as other:
-                    logger.info("cancel: %s", other.failure)
+                    logger.debug("cancel: %s", other.failure)  # as often as agents like to cancel
                 else:
                     return True
     except (UpstreamError, ProtocolError, OSError, TimeoutError) as error:
