@@ -376,7 +376,8 @@ def line(look: Look) -> str:
     held = "; ".join(f"{p.name} {p.rss:.1f}/{p.pss:.1f} MB {p.files} files" for p in look.processes)
     return (
         f"{look.at / 60:5.1f} min  {look.statements} acts  cpu {look.cpu:.1f} s  sessions {look.sessions:.0f} of"
-        f" agents, {look.server_sessions} on the server  store {look.store:.1f} MB  snapshots {look.snapshots}  RSS/PSS: {held}"
+        f" agents, {look.server_sessions} on the server  store {look.store:.1f} MB  snapshots {look.snapshots}"
+        f"  RSS/PSS: {held}"
     )
 
 
