@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 WAITING_LIMIT = 1024 * 1024
 #: The kernel and the event loop may hold this much for a peer that does not read before the other side is paused.
 HIGH_WATER = 256 * 1024
+#: Seconds in which a client may still read what a connection that is over has for it.
+LAST_WORDS = 5.0
 
 
 class Shared(Protocol):
@@ -125,6 +127,7 @@ class Connection:
         segment_limit: int,
         statement_timeout: float,
         keeper: Keeper | None = None,
+        cancel_grace: float = 0.0,
     ) -> None:
         self.shared = shared
         self.policy = policy
@@ -138,6 +141,10 @@ class Connection:
         self.watched: dict[bytes, bytes] = {}
         self.rate: Rate | None = None  # where the agent's statements per second are limited
         self._statement_timeout = statement_timeout
+        self._cancel_grace = cancel_grace
+        self._cut_off: tuple[float, Expectation] | None = (
+            None  # when, if that statement has not ended by then
+        )
         self._client_reader = FrameReader(Side.FRONTEND, segment_limit)
         self._server_reader = Scanner(Side.BACKEND)
         self._lane = Lane(self)
@@ -419,6 +426,8 @@ class Connection:
             if runs is not None and not runs.cut:
                 ledger.cut(runs, "it took longer than the ruleset allows")
             self._stop_statement()
+        elif self._cut_off is not None and now >= self._cut_off[0]:
+            self._cut_off_session(self._cut_off[1])
         elif (
             idle_in_transaction
             and not self._is_in_lane
@@ -438,11 +447,23 @@ class Connection:
         self.session.ledger.limit_hit = None
         if head is not None and head.over_limit is not None:
             self.shared.counters.limit(head.rule)
-            self.recorder.note(AuditKind.OUTCOME, reason=head.over_limit.message, event=head.event, rule=head.rule)
-        if not self.session.ledger.queue:
+            self.recorder.note(
+                AuditKind.OUTCOME, reason=head.over_limit.message, event=head.event, rule=head.rule
+            )
+        queue = self.session.ledger.queue
+        if not queue:
             return
+        if self._cancel_grace:
+            self._cut_off = (self._loop.time() + self._cancel_grace, head or queue[0])
         if self._cancelling is None:
             self._cancelling = self._tasks.spawn(self._cancel(), f"cancel for {self.agent}")
+
+    def _cut_off_session(self, head: Expectation) -> None:
+        """The cancel did not end it: its client does not read, or the server does not hear."""
+        self._cut_off = None
+        if head in self.session.ledger.queue:
+            message = "terminating connection: a statement over its limit did not end when it was cancelled"
+            self.end(head.over_limit or words.ending(sqlstate.ADMIN_SHUTDOWN, message), "limit")
 
     async def _cancel(self) -> None:
         await self.shared.cancel_upstream(self)
@@ -565,6 +586,8 @@ class Connection:
                 server.write(frontend.terminate())
                 server.close()
         if client is not None and not client.is_closing():
+            if client.get_write_buffer_size():  # one that does not read would keep its socket for ever
+                self._loop.call_later(LAST_WORDS, client.abort)
             client.close()
         self.shared.ended(self)
         if not self.ended.done():

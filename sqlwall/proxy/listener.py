@@ -193,7 +193,15 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
         worker.release_catalog(catalog)
         raise
     limits, timeouts = worker.config.limits, worker.config.timeouts
-    connection = Connection(worker, policy, recorder, limits.segment_bytes, timeouts.statement, worker.keeper)
+    connection = Connection(
+        worker,
+        policy,
+        recorder,
+        limits.segment_bytes,
+        timeouts.statement,
+        worker.keeper,
+        timeouts.cancel_grace,
+    )
     connection.watched = {
         name: value for name, value in upstream.parameter_status.items() if name in WATCHED_PARAMETERS
     }

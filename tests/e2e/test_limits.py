@@ -7,13 +7,16 @@ import resource
 import socket
 import threading
 import time
+from pathlib import Path
 
 import asyncpg
 import psycopg
 import pytest
 from psycopg import pq
 
+from sqlwall.proxy import connection
 from sqlwall.wire import frontend
+from tests.e2e.test_faults import server_sessions
 from tests.e2e.wall import WAIVED, OpenWall, RunningWall, waiving
 from tests.e2e.wire import FLUSH, SYNC, RawClient, codes, errors, rows, run, states, status
 from tests.proxy.test_supervisor import eventually
@@ -29,6 +32,25 @@ def limited(limits: str) -> str:
 
 
 # -- of one statement
+
+
+@pytest.mark.parametrize("way", ["simple", "extended"])
+def test_who_does_not_read_keeps_neither_a_server_session_nor_a_socket(
+    open_wall: OpenWall, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The server cannot send what nobody reads, and hears of no cancel meanwhile."""
+    monkeypatch.setattr(connection, "LAST_WORDS", 0.5)
+    wall = open_wall(limited("{time: 300ms}"), timeouts__cancel_grace="300ms")
+    text = "SELECT repeat('x', 10000) FROM generate_series(1, 10000) g"
+    with wall.connect() as other, RawClient(wall.dsn()) as client:
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        client.send(run(text) + SYNC if way == "extended" else frontend.query(text.encode()))
+        eventually(lambda: len(server_sessions(wall)) == 1)
+        # Ours and the server's end of two lines; the client's own is still open.
+        eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files - 2)
+        assert other.execute("SELECT 1").fetchone() == (1,)
+        reasons = [record["reason"] for record in wall.audit()]
+        assert "it took longer than the ruleset allows" in " ".join(reason or "" for reason in reasons)
 
 
 @pytest.mark.parametrize(
