@@ -111,7 +111,12 @@ class CommitPoint:
         else:
             step.verdicts = (found,)
             step.refusal = words.denied(found, event)
-        await self._line.recorder.refusal(step, event)
+        try:
+            await self._line.recorder.refusal(step, event)
+        except StoreError as failure:
+            logger.error("a refusal is not on the record, closed: %s", failure)
+            self._line.recorder.count_closed()
+            step.refusal = words.internal_failure(event)
         return step.refusal
 
     def measures(self, step: Step) -> bool:

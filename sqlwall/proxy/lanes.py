@@ -64,6 +64,8 @@ class Lane:
         except (SqlwallError, OSError) as error:
             logger.error("segment refused, closed: %s", error)
             self._line.recorder.count_closed()
+            for step in segment.steps:
+                step.refusal = None  # a refusal that is not on the record is not shown
             refuse_whole(segment, words.internal_failure(event))
         self._session.start(segment)
         if len(segment.frames) == 1 and segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL):

@@ -80,10 +80,10 @@ class Victim(Enum):
 class Cluster:
     """A server that keeps its promises when it is killed: what was committed is there after."""
 
-    def __init__(self) -> None:
+    def __init__(self, **others: str) -> None:
         # A lost process is not a lost machine: the kernel keeps what was written, so that fsync may stay off. A lazy
         # WAL writer leaves what no COMMIT has flushed to be lost.
-        settings = {"synchronous_commit": "on", "wal_writer_delay": "10s"}
+        settings = {"synchronous_commit": "on", "wal_writer_delay": "10s"} | others
         reasons: list[str] = []
         for bin_dir in (None, system_binaries()):
             try:
@@ -111,7 +111,10 @@ class Cluster:
                 time.sleep(0.05)
 
     def log(self) -> str:
-        return self._server.read_log()[-8000:]
+        return self.whole_log()[-8000:]
+
+    def whole_log(self) -> str:
+        return self._server.read_log()
 
     def end_session(self, role: str) -> None:
         """End one session of a role in the polite way."""
@@ -155,16 +158,18 @@ class Cluster:
 
 
 class Serve:
-    """``sqlwall serve`` with two workers, which can be killed and started again on the same port."""
+    """``sqlwall serve`` with several workers, which can be killed and started again on the same port."""
 
-    def __init__(self, cluster: Cluster, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, settings: Mapping[str, str], workers: int = 2) -> None:
+        self.count = workers
         self._folder = folder
-        self._store = f"sqlite:///{folder / 'store.db'}"
-        self._port = free_port()
+        self.store_file = folder / "store.db"
+        self._store = f"sqlite:///{self.store_file}"
+        self.port = free_port()
         self.engine = open_store(self._store)
         self.snapshots = Snapshots(self.engine, str(folder / "snapshots"))
         password = agents.add_agent(self.engine, "bot")
-        self.dsn = f"postgresql://bot:{password}@127.0.0.1:{self._port}/postgres"
+        self.dsn = f"postgresql://bot:{password}@127.0.0.1:{self.port}/postgres"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SQLWALL_", "PG"))}
         self._environment = {
             **kept,
@@ -185,12 +190,17 @@ class Serve:
         began = self.log().count("agents connect to") if self._process else 0
         with (self._folder / "log").open("ab") as log:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "sqlwall", "serve", "--workers=2", f"--listen=127.0.0.1:{self._port}",
-                 f"--metrics=127.0.0.1:{free_port()}"],
+                [sys.executable, "-m", "sqlwall", "serve", f"--workers={self.count}",
+                 f"--listen=127.0.0.1:{self.port}", f"--metrics=127.0.0.1:{free_port()}"],
                 cwd=self._folder, env=self._environment, stdout=log, stderr=log,
             )  # fmt: skip
         eventually(lambda: self.log().count("agents connect to") > began or process.poll() is not None, 40)
         assert process.poll() is None, self.log()[-8000:]
+
+    def tell(self, number: signal.Signals) -> None:
+        """Tell the supervisor."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def workers(self) -> list[int]:
         assert self._process is not None
@@ -476,9 +486,9 @@ class Scene:
 
 
 @contextmanager
-def mortal_cluster() -> Iterator[Cluster]:
+def mortal_cluster(**settings: str) -> Iterator[Cluster]:
     """A server with the tables, ended in any case."""
-    cluster = Cluster()
+    cluster = Cluster(**settings)
     try:
         with cluster.connect() as connection:
             connection.execute(SCHEMA.encode())

@@ -332,3 +332,26 @@ def test_no_file_of_the_store_may_be_missing(guarded: Guarded, end: str) -> None
             away.replace(file)
         assert guarded.bags() == before
         until_it_works(agent, simple)
+
+
+def test_what_a_write_is_refused_for_is_not_told_where_it_cannot_be_recorded(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    """Its rows are counted behind its verdict, which was on the record's way already."""
+    many = "UPDATE parent SET name = 'x' WHERE id >= 1000"
+    with guarded.wall.database.connect() as direct:
+        direct.execute("INSERT INTO parent SELECT g, 'many' FROM generate_series(1000, 2500) g")
+    with guarded.wall.connect() as agent, guarded.wall.connect() as in_block:
+        in_block.execute("BEGIN")
+        with no_record(guarded, tmp_path):
+            for text in ("DROP TABLE parent", many):
+                with pytest.raises(psycopg.errors.SystemError, match="closed"):
+                    agent.execute(text.encode())
+                assert agent.info.transaction_status == IDLE
+        until_it_works(agent, simple)
+        with no_record(guarded, tmp_path), pytest.raises(psycopg.errors.SystemError, match="closed"):
+            in_block.execute(many.encode())
+        in_block.execute("ROLLBACK")
+        until_it_works(in_block, simple)
+        with pytest.raises(psycopg.Error, match="more than 1000 rows"):
+            in_block.execute(many.encode())
