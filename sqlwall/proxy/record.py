@@ -36,8 +36,15 @@ class Audit(Protocol):
     def is_accepting(self) -> bool:
         """Whether a note would be taken now."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is taken, of whatever kind."""
+
     def note(self, *records: AuditRecord) -> bool:
         """Write these soon; False if none was taken."""
+
+    def remember(self, *records: AuditRecord) -> bool:
+        """The same for what has happened already."""
 
     def submit(self, record: AuditRecord, beside: Beside | None = None) -> Future[None]:
         """Write this now."""
@@ -144,7 +151,7 @@ class Recorder:
             event=found.event,
             time=found.since,
         )
-        if self._audit.note(record):
+        if self._audit.remember(record):
             self._throttled = None
 
     def flush(self) -> bool:
@@ -153,12 +160,12 @@ class Recorder:
             self._flush_throttled(self._throttled)
         if not self._reads:
             return self._throttled is None
-        if not self._audit.is_accepting:
+        if self._audit.is_full:
             return False
         gathered = self._reads.values()
         events = new_ulids(len(gathered))
         records = [self._read_record(reads, event) for reads, event in zip(gathered, events, strict=True)]
-        if not self._audit.note(*records):
+        if not self._audit.remember(*records):
             return False
         self._reads = {}
         return self._throttled is None
@@ -280,7 +287,7 @@ class Recorder:
         """Something about the session that has no verdict: login, logout, cancel, a limit."""
         self.flush()
         labels = self._labels
-        self._audit.note(
+        self._audit.remember(
             AuditRecord(
                 kind,
                 agent=labels.agent,

@@ -2,7 +2,7 @@
 
 A record is durable when its future is done. A batch that failed was never chained: the next one takes its place, so an
 outage leaves no gap, only a `RESUMED` record that says it happened. While the store fails nothing is accepted for
-later: `submit` fails and `note` says no, and the statement that asked is refused.
+later but what has happened already: `submit` fails and `note` says no, and the statement that asked is refused.
 """
 
 from __future__ import annotations
@@ -283,16 +283,22 @@ class AuditLog:
         now = time.monotonic()
         return self._note([_Entry(record, None, now) for record in records])
 
+    def remember(self, *records: AuditRecord) -> bool:
+        """Write what has happened already soon, or when the store works again. False means that there is no room."""
+        now = time.monotonic()
+        return self._note([_Entry(record, None, now) for record in records], has_happened=True)
+
     def note_beside(self, beside: Beside) -> bool:
         """Write this sooner than a note, with records or without. False means that it was not taken."""
         return self._note([_Entry(None, None, time.monotonic(), beside)])
 
-    def _note(self, entries: list[_Entry]) -> bool:
+    def _note(self, entries: list[_Entry], *, has_happened: bool = False) -> bool:
         with self._wake:
             waiting = len(self._queue)
             first = entries[0].record
             agent = (first.agent or "") if first is not None else ""
-            if self._state is not AuditState.HEALTHY or self._is_closing:
+            is_failed = self._state is AuditState.FAILED
+            if self._is_closing or self._state is AuditState.CLOSED or (is_failed and not has_happened):
                 return False
             if self._queue.waiting(agent) >= self._capacity - waiting:
                 return False
@@ -308,6 +314,11 @@ class AuditLog:
         return (
             self._state is AuditState.HEALTHY and not self._is_closing and len(self._queue) < self._capacity
         )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is taken, of whatever kind."""
+        return self._is_closing or len(self._queue) >= self._capacity
 
     @property
     def state(self) -> AuditState:

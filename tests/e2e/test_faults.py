@@ -228,6 +228,22 @@ def test_without_a_record_nothing_runs(writing_wall: RunningWall) -> None:
     assert not writing_wall.problems()
 
 
+def test_what_ran_before_the_store_failed_is_on_the_record_when_it_is_back(wall: RunningWall) -> None:
+    """The reads of a session that is over by then, and its end."""
+    with wall.connect() as client, broken_store(wall):
+        client.execute("SELECT 'told', count(*) FROM orders")
+        until_closed(client)
+        client.close()
+        eventually(lambda: server_sessions(wall) == [])
+    eventually(lambda: not wall.problems())
+
+    def records() -> list[tuple[str, str | None]]:
+        return [(record["kind"], record["statement"]) for record in wall.audit()]
+
+    eventually(lambda: ("logout", None) in records())
+    assert ("statement", "SELECT 'told', count(*) FROM orders") in records()
+
+
 def test_a_commit_that_cannot_be_recorded_is_rolled_back_in_a_pipeline(writing_wall: RunningWall) -> None:
     with RawClient(writing_wall.dsn()) as client:
         client.query("BEGIN")

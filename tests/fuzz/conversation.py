@@ -67,6 +67,7 @@ class Record:
     """An audit log that takes everything, and writes it in order."""
 
     is_accepting = True
+    is_full = False
 
     def __init__(self) -> None:
         self.durable: list[AuditRecord] = []
@@ -75,6 +76,9 @@ class Record:
     def note(self, *records: AuditRecord) -> bool:
         self._noted += records
         return True
+
+    def remember(self, *records: AuditRecord) -> bool:
+        return self.note(*records)
 
     def submit(self, record: AuditRecord, beside: object = None) -> Future[None]:
         self.durable += (*self._noted, record)

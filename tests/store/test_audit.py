@@ -421,6 +421,25 @@ def test_notes_that_were_taken_outlive_an_outage_in_their_order(file_engine: Eng
     assert verify(file_engine).faults == ()
 
 
+def test_what_has_happened_is_remembered_through_an_outage(file_engine: Engine) -> None:
+    """A read that ran, a session that ended: to refuse it is too late. There is an end to that, too."""
+    log = AuditLog(AuditWriter(file_engine), capacity=3, linger=0.01, retry=0.02)
+    with outage(file_engine) as failed:
+        assert log.note(record("before"))
+        assert failed.wait(PATIENCE)
+        until(lambda: log.state is AuditState.FAILED)
+        assert not log.note(record("not taken"))
+        assert log.remember(record("a"), record("b"))
+        until(lambda: log.waiting == 3)
+        assert log.is_full
+        assert not log.remember(record("no room"))
+    until(lambda: log.state is AuditState.HEALTHY and log.waiting == 0)
+    log.close(PATIENCE)
+    assert not log.remember(record("closed"))
+    assert reasons(file_engine) == ["before", "a", "b"]
+    assert verify(file_engine).faults == ()
+
+
 def test_a_log_that_cannot_write_says_so_when_it_is_closed(file_engine: Engine) -> None:
     log = AuditLog(AuditWriter(file_engine), linger=10 * PATIENCE, retry=0.02)
     with outage(file_engine):
