@@ -279,9 +279,9 @@ class Chaos(Scene):
         texts = {row.statement for row in rows if row.kind == "statement" and row.action == "allow"}
         committing = {row.target for row in rows if row.outcome == "committing"}
         for memory in self.memories:
-            for event, message in memory.events.items():
-                if event not in denied:
-                    yield f"not on the record: {event} {message}"
+            for event, shown in memory.events.items():
+                if event not in denied and not (shown.is_late and self._may_be_lost(shown.at)):
+                    yield f"not on the record: {event} at {shown.at}: {shown.message}"
         for record in self.serve.snapshots.list(state=SnapshotState.COMMITTED):
             if record.id not in committing:
                 yield f"its commit is not on the record: snapshot {record.id}"
@@ -314,7 +314,10 @@ class Chaos(Scene):
         with reading(self.serve.engine) as connection:
             texts = set(connection.scalars(sa.select(AUDIT.c.statement)))
         lost = [seen.at for memory in self.memories for seen in memory.reads if seen.text not in texts]
-        return [min((kill - at for kill in self.history.kills if kill > at), default=0.0) for at in lost]
+        kills = self.history.kills
+        return [
+            max(0.0, min((kill - at for kill in kills if kill > at - UNWRITTEN), default=0.0)) for at in lost
+        ]
 
     def summary(self) -> str:
         """What there was to look at."""

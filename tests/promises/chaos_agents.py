@@ -53,6 +53,18 @@ class Seen:
 
 
 @dataclass(slots=True)
+class Shown:
+    """A refusal that a client was shown. `is_late`: of a statement that ran, and hit a limit."""
+
+    message: str
+    at: float
+
+    @property
+    def is_late(self) -> bool:
+        return self.message.startswith("sqlwall stopped")
+
+
+@dataclass(slots=True)
 class Probe:
     """A read whose verdict depends on the ruleset of the moment: when it was sent, when answered, and how."""
 
@@ -69,7 +81,7 @@ class Memory:
     answers: dict[str, Answer] = field(default_factory=dict)
     reads: list[Seen] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
-    events: dict[str, str] = field(default_factory=dict)
+    events: dict[str, Shown] = field(default_factory=dict)
     excused: int = 0
     refused: int = 0
     calls: int = 0
@@ -169,7 +181,7 @@ class Agent:
     def _note_event(self, error: FailedError) -> None:
         found = EVENT.search(error.detail)
         if found is not None and "rule=closed" not in error.detail:
-            self.memory.events[found[1]] = str(error)
+            self.memory.events[found[1]] = Shown(str(error), time.time())
 
     # -- what it does
 

@@ -100,7 +100,10 @@ class Psycopg:
         try:
             yield
         except psycopg.Error as error:
-            if not self._connection.closed:
+            if self._connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
+                # libpq cannot take an error in the place of a Sync, where a commit fails; nor from the server itself.
+                self._connection.close()
+            elif not self._connection.closed:
                 with contextlib.suppress(psycopg.Error):
                     self._connection.rollback()
             raise self._failure(error) from error

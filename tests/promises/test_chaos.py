@@ -20,6 +20,8 @@ SECONDS = float(os.environ.get("SQLWALL_CHAOS_SECONDS", "8"))
 WORKERS = int(os.environ.get("SQLWALL_CHAOS_WORKERS", "2"))
 
 
+# A driver whose login is broken off leaves its socket to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(240 + 3 * SECONDS)
 def test_chaos_under_load_breaks_no_promise(tmp_path: Path) -> None:
     seed = os.environ.get("SQLWALL_CHAOS_SEED") or secrets.token_hex(4)
