@@ -55,6 +55,7 @@ class ParserSandbox:
         self._asked: dict[str, int] = {}
         self._turns = Turns()
         self._child: asyncio.subprocess.Process | None = None
+        self._is_closed = False
         self._starting: asyncio.Future[asyncio.subprocess.Process] | None = None
         self.requests = 0
         self.deaths = 0
@@ -80,6 +81,8 @@ class ParserSandbox:
             await self._turns.take(agent)
             started = time.monotonic()
             try:
+                if self._is_closed:
+                    return Unparsable("57P01", "the parser has been ended")
                 return await self._ask(text)
             finally:
                 self._turns.release(agent, time.monotonic() - started)
@@ -91,7 +94,8 @@ class ParserSandbox:
                 del self._asked[agent]
 
     async def close(self) -> None:
-        """End the child."""
+        """End the child, for good: what waits for it or comes later is not read."""
+        self._is_closed = True
         await self._turns.take("")
         try:
             await self._kill()
@@ -136,12 +140,23 @@ class ParserSandbox:
         starting, self._starting = self._starting, None
         child, self._child = self._child, None
         if starting is not None:
+            # Whoever waits here may be cancelled; the start is not, and what it has started ends all the same.
+            starting.add_done_callback(_end_started)
             with contextlib.suppress(OSError):  # it never started
-                child = await starting
+                child = await asyncio.shield(starting)
         if child is not None and child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
+
+
+def _end_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    if starting.cancelled() or starting.exception() is not None:
+        return
+    child = starting.result()
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
 
 
 async def _spawn() -> asyncio.subprocess.Process:

@@ -397,3 +397,40 @@ def test_a_child_that_is_slow_to_start_is_not_left_behind() -> None:
     for microseconds in (0, 100, 300, 1000, 3000):
         uvloop.run(analyze(microseconds / 1e6))
     assert children() == before
+
+
+def test_what_waits_when_the_parser_is_closed_starts_no_other_child() -> None:
+    before = children()
+
+    async def close_while_they_wait() -> None:
+        opened = ParserSandbox(PATIENCE)
+        reading = [asyncio.ensure_future(opened.analyze(LARGE, str(agent))) for agent in range(3)]
+        await asyncio.sleep(0)
+        assert opened.requests == len(reading)
+        await opened.close()
+        found = await asyncio.gather(*reading, opened.analyze(b"SELECT 1"))
+        assert isinstance(found[-1], Unparsable)
+        assert opened.pid is None
+
+    uvloop.run(close_while_they_wait())
+    assert children() == before
+
+
+def test_a_task_that_is_cancelled_again_and_again_leaves_no_child() -> None:
+    before = children()
+
+    async def cancel() -> None:
+        for turns in range(12):
+            opened = ParserSandbox(PATIENCE)
+            reading = asyncio.ensure_future(opened.analyze(b"SELECT 1"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.sleep(0)
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+            await opened.close()
+
+    uvloop.run(cancel())
+    assert children() == before
