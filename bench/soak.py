@@ -300,7 +300,7 @@ def fit(name: str, unit: str, times: Sequence[float], values: Sequence[float]) -
 
 
 def slopes(looks: Sequence[Look]) -> list[Slope]:
-    """Of the second half: memory and open files of each process that lived through it, and their sums."""
+    """Of the second half: memory and threads of each process that lived through it, and sums."""
     half = [look for look in looks if look.at >= looks[-1].at / 2]
     times = [look.at for look in half]
     names = [
@@ -309,9 +309,11 @@ def slopes(looks: Sequence[Look]) -> list[Slope]:
     found = []
     for name in names:
         held = [next(p for p in look.processes if p.name == name) for look in half]
-        for figure, unit in (("rss", "MB"), ("pss", "MB"), ("files", "files"), ("threads", "threads")):
+        for figure, unit in (("rss", "MB"), ("pss", "MB"), ("threads", "threads")):
             found.append(fit(f"{figure} of {name}", unit, times, [float(getattr(p, figure)) for p in held]))
     found.append(fit("pss of all", "MB", times, [look.total("pss") for look in half]))
+    # Sessions come to one worker today, to another tomorrow.
+    found.append(fit("files of all", "files", times, [look.total("files") for look in half]))
     found.append(
         fit("sessions on the server", "sessions", times, [float(look.server_sessions) for look in half])
     )
