@@ -28,7 +28,7 @@ from sqlwall.store.schema import AUDIT
 from sqlwall.store.snapshots import SnapshotState
 from tests.e2e.wall import APP
 from tests.promises.chaos_agents import Agent, Memory, Vandal
-from tests.promises.chaos_drivers import Asyncpg, Pg8000, Psycopg
+from tests.promises.chaos_drivers import Asyncpg, Driver, Pg8000, Psycopg
 from tests.promises.crash import OBSERVER, Answer, Cluster, Scene, Serve
 from tests.proxy.test_supervisor import eventually
 
@@ -347,7 +347,7 @@ def ruleset(*, is_strict: bool) -> str:
 def make_agents(dsn: str, seed: str, stop: threading.Event) -> list[Agent]:
     """One of each kind; the numbers are the rows that are theirs."""
     plain = f"{dsn}?sslmode=disable"
-    ways = [
+    ways: list[Callable[[], Driver]] = [
         lambda: Psycopg(plain, "simple"),
         lambda: Psycopg(plain, "extended"),
         lambda: Psycopg(plain, "pipeline"),
