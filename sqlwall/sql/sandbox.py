@@ -55,6 +55,7 @@ class ParserSandbox:
         self._asked: dict[str, int] = {}
         self._turns = Turns()
         self._child: asyncio.subprocess.Process | None = None
+        self._ending: set[asyncio.Future[None]] = set()
         self._is_closed = False
         self._starting: asyncio.Future[asyncio.subprocess.Process] | None = None
         self.requests = 0
@@ -99,6 +100,8 @@ class ParserSandbox:
         await self._turns.take("")
         try:
             await self._kill()
+            while self._ending:
+                await asyncio.wait(self._ending)
         finally:
             self._turns.release("", 0.0)
 
@@ -137,26 +140,26 @@ class ParserSandbox:
         return self._child
 
     async def _kill(self) -> None:
+        """End the child. Whoever waits for that may be cancelled; the end itself goes on, and `close` waits for it."""
         starting, self._starting = self._starting, None
         child, self._child = self._child, None
-        if starting is not None:
-            # Whoever waits here may be cancelled; the start is not, and what it has started ends all the same.
-            starting.add_done_callback(_end_started)
-            with contextlib.suppress(OSError):  # it never started
-                child = await asyncio.shield(starting)
-        if child is not None and child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
+        if starting is not None or child is not None:
+            ending = asyncio.ensure_future(_end(starting, child))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
 
 
-def _end_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
-    if starting.cancelled() or starting.exception() is not None:
-        return
-    child = starting.result()
-    if child.returncode is None:
+async def _end(
+    starting: asyncio.Future[asyncio.subprocess.Process] | None, child: asyncio.subprocess.Process | None
+) -> None:
+    if starting is not None:
+        with contextlib.suppress(OSError):  # it never started
+            child = await starting
+    if child is not None and child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
+        await child.wait()
 
 
 async def _spawn() -> asyncio.subprocess.Process:

@@ -349,15 +349,16 @@ async def test_a_child_knows_no_secret_and_may_do_little(
 
 
 async def test_closing_ends_the_child_and_may_be_done_twice() -> None:
+    await ParserSandbox(deadline=PATIENCE).close()
     sandbox = ParserSandbox(deadline=PATIENCE)
-    await sandbox.close()
     await sandbox.analyze(b"SELECT 1")
     pid = sandbox.pid
     assert pid is not None
     await sandbox.close()
     await sandbox.close()
-    assert sandbox.pid is None
     assert not is_running(pid)
+    assert isinstance(await sandbox.analyze(b"SELECT 1"), Unparsable)
+    assert sandbox.pid is None
 
 
 ORPHAN = """
