@@ -88,8 +88,8 @@ def rate(target: Target, work: tuple[str, ...], mode: str, clients: int, seconds
     )  # pgbench's clock runs while it logs in, its tps do not count that
     output = run_pgbench(target, *one[:-2], "-T", str(math.ceil(duration)))
     spent = (target.cpu_seconds() - between) - (between - before)
-    count = int(_number(r"actually processed: (\d+)", output)) - clients
-    return Rate(_number(r"tps = ([\d.]+)", output), max(0.0, spent) / max(1, count) * 1e6)
+    count = int(number(r"actually processed: (\d+)", output)) - clients
+    return Rate(number(r"tps = ([\d.]+)", output), max(0.0, spent) / max(1, count) * 1e6)
 
 
 def latency(target: Target, mode: str, seconds: float) -> Latency:
@@ -159,7 +159,8 @@ def _read_to_end(line: socket.socket) -> tuple[int, bytes]:
     return size, tail
 
 
-def _number(pattern: str, text: str) -> float:
+def number(pattern: str, text: str) -> float:
+    """What a pattern finds in what pgbench says."""
     found = re.search(pattern, text)
     if found is None:
         raise BenchError(f"pgbench did not say {pattern}: {text[:300]}")

@@ -44,6 +44,7 @@ class CommitPoint:
         self._definitions: Definitions | None = None
         self.capture: Capture | None = None
         self._prepared: Manifest | None = None
+        self.failure: Frame | None = None  # what the server said to what the gate asks first, asked before
         self._notice = b""  # goes to the client once the COMMIT of what is prepared has succeeded
         keeper = line.keeper
         if keeper is not None:
@@ -134,22 +135,11 @@ class CommitPoint:
 
         Empty if it passed; otherwise the ErrorResponse for the client, and the transaction is rolled back.
         """
-        policy = self._line.policy
         try:
-            policy.refresh()
+            self._line.policy.refresh()
             if self._guard is not None and self.has_baseline:
                 self._guard.look_ahead()
-            outcome = await gate.examine_commit(
-                self._aside.ask_texts,
-                self._baseline if self.has_baseline else None,
-                policy.ruleset,
-                policy.contexts,
-                holds=self._session.has_held_cursor,
-                rolled_back=self._session.has_rolled_back,
-                has_written=self.has_baseline,
-                guard=self._guard,
-                find=self._definitions.find if self._definitions is not None else None,
-            )
+            outcome = gate.Failed(self.failure) if self.failure is not None else await self._examine()
             await self._make_durable(outcome, event)
             if isinstance(outcome, gate.Passed):
                 if commit is None:
@@ -177,6 +167,20 @@ class CommitPoint:
         self.settle(is_committed=False)
         self._baseline_of = -1
         return error
+
+    async def _examine(self) -> gate.Outcome:
+        policy = self._line.policy
+        return await gate.examine_commit(
+            self._aside.ask_texts,
+            self._baseline if self.has_baseline else None,
+            policy.ruleset,
+            policy.contexts,
+            holds=self._session.has_held_cursor,
+            rolled_back=self._session.has_rolled_back,
+            has_written=self.has_baseline,
+            guard=self._guard,
+            find=self._definitions.find if self._definitions is not None else None,
+        )
 
     async def _make_durable(self, outcome: gate.Outcome, event: str) -> None:
         """The record of a commit, and its snapshot, before the COMMIT. Raises SqlwallError."""

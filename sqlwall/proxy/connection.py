@@ -20,7 +20,9 @@ from sqlwall.proxy.lanes import Lane, refuse_whole
 from sqlwall.proxy.policy import SessionPolicy
 from sqlwall.proxy.rate import Rate, cost, may_end_block, only_ends_block
 from sqlwall.proxy.record import Recorder
+from sqlwall.proxy.sides import HIGH_WATER, ClientSide, ServerSide
 from sqlwall.proxy.tasks import TaskSet
+from sqlwall.session import block
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import CopyState, Expectation, Kind
 from sqlwall.session.refusal import Refusal
@@ -37,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a client's later segments that may wait while one is in flight; beyond, its socket is not read.
 WAITING_LIMIT = 1024 * 1024
-#: The kernel and the event loop may hold this much for a peer that does not read before the other side is paused.
-HIGH_WATER = 256 * 1024
 #: Seconds in which a client may still read what a connection that is over has for it.
 LAST_WORDS = 5.0
 
@@ -57,63 +57,6 @@ class Shared(Protocol):
 
     def ended(self, connection: Connection) -> None:
         """The connection is over on both sides."""
-
-
-class Conversation(Protocol):
-    """What the two transports tell: bytes, ends, and who does not read."""
-
-    def receive_client(self, data: bytes) -> None: ...
-    def receive_server(self, data: bytes) -> None: ...
-    def lose_client(self) -> None: ...
-    def lose_server(self) -> None: ...
-    def pause_client(self) -> None: ...
-    def resume_client(self) -> None: ...
-    def pause_server(self) -> None: ...
-    def resume_server(self) -> None: ...
-
-
-class ClientSide(asyncio.Protocol):
-    """The transport towards the agent."""
-
-    def __init__(self, connection: Conversation) -> None:
-        self._connection = connection
-
-    def data_received(self, data: bytes) -> None:
-        self._connection.receive_client(data)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.lose_client()
-
-    def pause_writing(self) -> None:
-        self._connection.pause_server()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_server()
-
-
-class ServerSide(asyncio.Protocol):
-    """The transport towards PostgreSQL."""
-
-    def __init__(self, connection: Conversation) -> None:
-        self._connection = connection
-
-    def data_received(self, data: bytes) -> None:
-        self._connection.receive_server(data)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.lose_server()
-
-    def pause_writing(self) -> None:
-        self._connection.pause_client()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_client()
 
 
 class Connection:
@@ -155,6 +98,8 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self._is_in_lane = False
+        self._committing: Segment | None = None  # until the server has answered `_question`
+        self._question = block.XidQuestion()
         self._is_draining = False
         self._is_stalled = (
             False  # refusals that the client does not read hold up what it has sent behind them
@@ -180,11 +125,16 @@ class Connection:
         try:
             self.session.receive(self._client_reader.feed(data))
             self._pump()
-        except ProtocolError as error:
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """A conversation whose client broke the protocol, or in which something of ours broke, is over."""
+        if isinstance(error, ProtocolError):
             self.end(words.ending(error.sqlstate, str(error)), "protocol")
-        except Exception:
-            logger.exception("connection of %s closed", self.agent)
-            self.end(words.internal_failure("").as_fatal(), "internal")
+            return
+        logger.error("connection of %s closed", self.agent, exc_info=error)
+        self.end(words.internal_failure("").as_fatal(), "internal")
 
     def _pump(self) -> None:
         """Forward what may go now."""
@@ -227,11 +177,35 @@ class Connection:
         if self.rate is not None and len(frames) == 1 and segment.steps:
             self.rate.charge(max(0, len(segment.steps[0].statements) - 1))
         self._set_deadline(segment)
-        if segment.is_fast and self.note_reads(segment.steps):
-            self.send_server(session.forward(segment))
+        if segment.is_fast:
+            if self.note_reads(segment.steps):
+                self.send_server(session.forward(segment))
+                return
+        elif block.only_opens(segment) and self.note_reads(segment.steps):
+            self._lane.begin()
+            self.send_server(block.opening(session, segment, words.poison(self.new_nonce())))
             return
         self._is_in_lane = True
-        self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
+        if self._lane.may_pass(segment):
+            self._committing, self._question = segment, block.XidQuestion()
+            self.send_server(self._question.message(session.ledger))
+        else:
+            self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
+
+    def _commit(self, segment: Segment) -> None:
+        """The server has said whether a block that no write was permitted in has written. Most have not."""
+        self._committing = None
+        asked = self._question
+        try:
+            if asked.has_none and self._cancelling is None and self.note_reads(segment.steps):
+                self.recorder.nothing_written()
+                self._is_in_lane = False
+                self.send_server(self.session.forward(segment))
+                return
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            return
+        self._tasks.spawn(self._run_lane(segment, asked.error), f"lane of {self.agent}")
 
     def refuse_closed(self, frames: list[Frame], error: SqlwallError) -> Segment:
         """A segment that is refused because something of ours is broken."""
@@ -258,12 +232,8 @@ class Connection:
                 return
         except ConnectionError:
             return
-        except ProtocolError as error:
-            self.end(words.ending(error.sqlstate, str(error)), "protocol")
-            return
-        except Exception:
-            logger.exception("long segment of %s failed", self.agent)
-            self.end(words.internal_failure("").as_fatal(), "internal")
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
             return
         await self._run_lane(segment)
 
@@ -314,14 +284,15 @@ class Connection:
         if self._is_in_lane:
             await self._lane.cancel()
 
-    async def _run_lane(self, segment: Segment) -> None:
+    async def _run_lane(self, segment: Segment, failure: Frame | None = None) -> None:
         try:
-            await self._lane.run(segment)
+            if self._cancelling is not None:
+                await self._cancelling  # it must not hit what is asked next
+            await self._lane.run(segment, failure)
         except ConnectionError:
             return
-        except Exception:
-            logger.exception("lane of %s failed", self.agent)
-            self.end(words.internal_failure("").as_fatal(), "internal")
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
             return
         self._is_in_lane = False
         self._finish_batch()
@@ -348,9 +319,8 @@ class Connection:
                 words.ending(sqlstate.PROTOCOL_VIOLATION, "the server broke the protocol"), "server-protocol"
             )
             return
-        except Exception:
-            logger.exception("connection of %s closed", self.agent)
-            self.end(words.internal_failure("").as_fatal(), "internal")
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
             return
         ledger = self.session.ledger
         out = ledger.take()
@@ -363,10 +333,14 @@ class Connection:
             self._check_parameters()
         if ledger.is_fatal:
             self.close("server-fatal")
+        elif self.is_closing:
+            return
         elif not ledger.queue:
             if self._waiter is not None:
                 if not self._waiter.done():
                     self._waiter.set_result(None)
+            elif self._committing is not None:
+                self._commit(self._committing)
             elif not self._is_in_lane:
                 self._finish_batch()
         elif ledger.copy == CopyState.IN:

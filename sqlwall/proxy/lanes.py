@@ -13,8 +13,8 @@ import logging
 from sqlwall.errors import SqlwallError
 from sqlwall.proxy.aside import Aside, Line
 from sqlwall.proxy.commit import CommitPoint
+from sqlwall.session import block
 from sqlwall.session import refusal as words
-from sqlwall.session.internal import Internal
 from sqlwall.session.ledger import Expectation, Kind
 from sqlwall.session.refusal import Refusal
 from sqlwall.session.segment import Act, Segment, Step, only_rolls_back
@@ -29,7 +29,6 @@ _IDLE, _FAILED = ord("I"), ord("E")
 _IDLE_NOW = ready_for_query(TransactionStatus.IDLE)
 _FAILED_NOW = ready_for_query(TransactionStatus.FAILED)
 
-_READ_WRITE = b"SET TRANSACTION READ WRITE"
 _BEGIN = b"BEGIN READ WRITE"
 _COMMIT = b"COMMIT"
 
@@ -48,8 +47,23 @@ class Lane:
         """The client cancels: what goes on beside its session for its commit ends, too. Raises UpstreamError."""
         await self._point.cancel()
 
-    async def run(self, segment: Segment) -> None:
-        """Drive one segment to its end. Only ConnectionError leaves: the connection is over."""
+    def begin(self) -> None:
+        """A block is about to begin, its BEGIN past this lane."""
+        self._point.begin()
+
+    def may_pass(self, segment: Segment) -> bool:
+        """Whether a COMMIT may go past this lane if the server says that its block has written nothing."""
+        session = self._session
+        return block.only_commits(segment) and not (
+            session.has_written or session.has_held_cursor or self._point.has_baseline
+        )
+
+    async def run(self, segment: Segment, failure: Frame | None = None) -> None:
+        """Drive one segment to its end. Only ConnectionError leaves: the connection is over.
+
+        `failure` is the server's error where it was asked for its COMMIT already.
+        """
+        self._point.failure = failure
         event = self._line.recorder.new_event()
         if segment.is_ours and segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL):
             # A Query commits what was open before it. It is judged again, as what it is from here on.
@@ -128,8 +142,7 @@ class Lane:
                 # One ReadyForQuery for both, with the status that the block really has.
                 expectation.holds_ready = True
                 self._point.begin()
-                self._line.send_server(self._splice() + frontend.sync())
-                self._expect_sync()
+                self._line.send_server(block.switch_query(self._ledger))
             await self._line.settled()
 
     async def _run_removal(self, step: Step) -> None:
@@ -221,7 +234,7 @@ class Lane:
                 committing = expectation
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
                 self._point.begin()
-                pending.append(self._splice())
+                pending.append(block.switch(self._ledger, self._aside.new_name()))
         if is_write or segment.is_ours:
             await self._finish_ours(segment, pending, event)
         else:
@@ -342,14 +355,6 @@ class Lane:
         return error
 
     # -- what all of them need
-
-    def _splice(self) -> bytes:
-        """Our switch to read-write behind the client's BEGIN."""
-        internal = Internal(self._aside.new_name(), _READ_WRITE)
-        return internal.messages(self._ledger, sync=False, on_error=words.rolled_back(""))
-
-    def _name(self) -> bytes:
-        return words.poison(self._line.new_nonce())
 
     def _forward(self, step: Step) -> Expectation:
         expectation = self._session.expect_step(step)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlwall.errors import ProtocolError, SqlwallError
-from sqlwall.proxy.connection import HIGH_WATER, ClientSide, ServerSide
 from sqlwall.proxy.policy import SessionPolicy
 from sqlwall.proxy.record import Recorder
+from sqlwall.proxy.sides import HIGH_WATER, ClientSide, ServerSide
 from sqlwall.proxy.tasks import TaskSet
 from sqlwall.rules.judge import strictest
 from sqlwall.rules.ruleset import Mode, Ruleset

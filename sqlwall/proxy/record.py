@@ -222,9 +222,10 @@ class Recorder:
         Raises StoreError if that cannot be.
         """
         if isinstance(outcome, gate.Passed):
-            self._counters.gate("nothing-written" if outcome.xid is None else "passed")
             if outcome.xid is None:
+                self.nothing_written()
                 return
+            self._counters.gate("passed")
         elif isinstance(outcome, gate.Failed):
             self._counters.gate("failed")
             return
@@ -242,6 +243,10 @@ class Recorder:
                 event, "allow", kept.id if kept else None, "committing", rows=kept.rows if kept else None
             )
         await self._submit(record, taken.enter if taken is not None else None)
+
+    def nothing_written(self) -> None:
+        """A commit of a block that wrote nothing: counted, and on the record with its reads."""
+        self._counters.gate("nothing-written")
 
     async def lost(self, snapshot: Manifest, error: Exception, event: str) -> None:
         """The blob of a snapshot could not be kept, so that its commit is called off: its row in the index goes.

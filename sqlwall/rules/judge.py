@@ -91,6 +91,8 @@ def strictest(verdicts: Iterable[Verdict]) -> Verdict:
     """One verdict for a text of several statements, which is refused or allowed whole. There is at least one."""
     found = list(verdicts)
     assert found
+    if len(found) == 1:
+        return found[0]
     worst = max(found, key=lambda verdict: verdict.action)
     return replace(
         worst,

@@ -85,8 +85,9 @@ class Expectation:
     `forward` is False for our own statements: their replies are kept in `replies`, their rows in `data`, and nothing is
     relayed. `refusal` stands for the ErrorResponse of a poison that carries `nonce`; with an empty nonce, for any error
     of our own statement. `row_limit` and `byte_limit` are -1 if unlimited. `is_flush` is a Sync of ours that stands for
-    the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else. The lists
-    are made when they are asked for: of most expectations nobody asks.
+    the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else: from a
+    statement of ours that `gives_ready`, or from the shell. The lists are made when they are asked for: of most
+    expectations nobody asks.
     """
 
     __slots__ = (
@@ -99,6 +100,7 @@ class Expectation:
         "event",
         "failed",
         "forward",
+        "gives_ready",
         "holds_ready",
         "is_flush",
         "kind",
@@ -132,6 +134,7 @@ class Expectation:
         self.failed = False
         self.is_flush = False
         self.holds_ready = False
+        self.gives_ready = False
         self.meaning: tuple[Prepared, ...] = ()
 
     @property
@@ -432,7 +435,7 @@ class Ledger:
         # Where a Sync of ours stands for the client's Flush, the client's server would skip up to the client's Sync.
         self.skipping = head.is_flush and self.failed
         self.completed.append(head)
-        if not head.forward or head.holds_ready:
+        if head.holds_ready or not (head.forward or head.gives_ready):
             head.replies.append(frame)
         elif head.cut and head.failed and self.status == _IN_BLOCK:
             self.is_owed_failure = True

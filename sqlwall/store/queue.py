@@ -45,6 +45,13 @@ class FairQueue(Generic[T]):
         """The next ones, at most so many, one of each owner and round again; with their owners."""
         taken: list[tuple[str, T]] = []
         while self._lines and len(taken) < limit:
+            if len(self._lines) == 1:
+                owner, line = next(iter(self._lines.items()))
+                count = min(limit - len(taken), len(line))
+                taken += [(owner, line.popleft()) for _ in range(count)]
+                if not line:
+                    del self._lines[owner]
+                continue
             owner = next(iter(self._lines))
             line = self._lines.pop(owner)
             taken.append((owner, line.popleft()))

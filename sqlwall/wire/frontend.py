@@ -438,7 +438,7 @@ def function_call(
     argument_formats: Sequence[int] = (),
     result_format: int = 0,
 ) -> bytes:
-    """Encodes a FunctionCall. sqlwall never sends one; its tests do."""
+    """Encodes a FunctionCall."""
     return frame_bytes(
         FUNCTION_CALL,
         uint32_bytes(function)

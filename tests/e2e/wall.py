@@ -56,6 +56,9 @@ CREATE FUNCTION raise_salaries() RETURNS int LANGUAGE sql SECURITY DEFINER AS
 CREATE FUNCTION calm_raise() RETURNS int LANGUAGE plpgsql IMMUTABLE AS
     'BEGIN PERFORM raise_salaries(); RETURN 1; END';
 CREATE VIEW writing_view AS SELECT calm_raise() AS raised;
+-- its values are checked as soon as a text with one of its arrays is analyzed
+CREATE DOMAIN writing_word AS text CHECK (calm_raise() IS NOT NULL);
+CREATE TABLE words (id int, found writing_word[]);
 CREATE TABLE parents (id int PRIMARY KEY);
 CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE);
 CREATE TABLE payslips (id int PRIMARY KEY, child int REFERENCES children ON DELETE CASCADE);

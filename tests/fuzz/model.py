@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sqlwall.proxy import lanes
+from sqlwall.session import block
 from sqlwall.snapshot.witness import BASELINE_QUERY, WITNESS_QUERY, XID_QUERY
 from sqlwall.wire import frontend
 from sqlwall.wire.backend import (
+    FUNCTION_CALL_RESPONSE,
     CopyResponse,
     TransactionStatus,
     command_complete,
@@ -22,6 +24,7 @@ from sqlwall.wire.backend import (
     error_response,
     ready_for_query,
 )
+from sqlwall.wire.body import frame_bytes
 from sqlwall.wire.frames import Frame, FrameReader, Side
 
 PARSED, BOUND, CLOSED, NO_DATA = b"1\0\0\0\4", b"2\0\0\0\4", b"3\0\0\0\4", b"n\0\0\0\4"
@@ -131,6 +134,8 @@ class ModelServer:
             self._flush()
         elif code == "Q":
             self._query(frontend.decode_query(frame).text.decode())
+        elif code == "F":
+            self._call(frontend.decode_function_call(frame).function)
         else:
             self._extended(code, frame)
 
@@ -242,6 +247,20 @@ class ModelServer:
                     self._begin_copy(one, is_simple=True)
                     return
                 self._run(one)
+            self._finish_implicit()
+        except Failure as failure:
+            self._fail(failure)
+        self._ready()
+
+    def _call(self, function: int) -> None:
+        """A FunctionCall: of all functions the model has the one that asks for the transaction's id."""
+        self.seen.append(f"function {function}")
+        try:
+            self._require_usable("")
+            current = self._current()
+            self._reply(
+                frame_bytes(FUNCTION_CALL_RESPONSE, b"\0\0\0\0017" if current.has_id else b"\xff\xff\xff\xff")
+            )
             self._finish_implicit()
         except Failure as failure:
             self._fail(failure)
@@ -429,11 +448,11 @@ class ModelServer:
         self._reply(command_complete(b"ROLLBACK"))
 
 
-#: Texts of the wall's own, besides its poisons.
+#: Texts of the wall's own, besides its poisons, and the only function that it calls by its number.
 INTERNAL = frozenset(
     text.decode()
     for text in (
-        XID_QUERY, WITNESS_QUERY, BASELINE_QUERY, lanes._READ_WRITE, lanes._BEGIN, lanes._COMMIT, b"ROLLBACK",
-        b"SET CONSTRAINTS ALL IMMEDIATE", b"SET TRANSACTION READ ONLY",
+        XID_QUERY, WITNESS_QUERY, BASELINE_QUERY, block._READ_WRITE, lanes._BEGIN, lanes._COMMIT, b"ROLLBACK",
+        b"SET CONSTRAINTS ALL IMMEDIATE", b"SET TRANSACTION READ ONLY", b"function %d" % block.XID_FUNCTION,
     )
 )  # fmt: skip

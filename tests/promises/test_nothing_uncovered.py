@@ -101,6 +101,27 @@ ATTACKS: dict[str, list[bytes]] = {
     "commit portal kept over a flush": [
         q("BEGIN"), P(b"c", b"COMMIT"), B(b"pc", b"c"), FLUSH, ex(SNEAKY), FLUSH, E(b"pc"), FLUSH, SYNC,
     ],
+    # -- a COMMIT past the lane, with something else in its segment
+    "commit behind a bind that plans": [
+        P(b"w", b"SELECT * FROM writing_view"), SYNC, q("BEGIN"), P(b"c", b"COMMIT"), B(b"pw", b"w"), B(b"", b"c"), E(b""), SYNC,
+    ],
+    "commit behind a parse that analyzes": [
+        q("BEGIN"), P(b"", b"SELECT id FROM words WHERE found = '{a}'"), P(b"c", b"COMMIT"), B(b"", b"c"), E(b""), SYNC,
+    ],
+    "commit behind a describe that analyzes": [
+        P(b"w", b"SELECT id FROM words WHERE found = '{a}'"), SYNC, q("BEGIN"), P(b"c", b"COMMIT"),
+        frontend.describe(STATEMENT, b"w"), B(b"", b"c"), E(b""), SYNC,
+    ],
+    "commit by the portal of another segment": [
+        q("BEGIN"), P(b"c", b"COMMIT"), B(b"pc", b"c"), SYNC, q("SELECT * FROM writing_view"), E(b"pc"), SYNC,
+    ],
+    "commit behind a read that writes": [q("BEGIN"), q("SELECT * FROM writing_view"), q("COMMIT")],
+    "commit behind a parse of its own": [
+        q("BEGIN"), P(b"", b"SELECT id FROM words WHERE found = '{a}'"), SYNC, ex("COMMIT"), SYNC,
+    ],
+    "commit behind a cursor over a view that writes": [
+        q("BEGIN"), q("DECLARE c CURSOR FOR SELECT * FROM writing_view"), q("FETCH c"), ex("COMMIT"), SYNC,
+    ],
     # -- strings of several statements
     "begin and write in a string, commit behind": [q(f"BEGIN; {SNEAKY}"), q("COMMIT")],
     "begin read write in a string": [q(f"BEGIN READ WRITE; {SNEAKY}; COMMIT")],

@@ -59,6 +59,7 @@ TEXTS: Mapping[bytes, Facts] = {
     b"begin read write": (control(Transaction.BEGIN, read_only=False),),
     b"set transaction read write": (control(Transaction.SET_TRANSACTION, read_only=False),),
     b"commit": (COMMIT,),
+    b"commit and chain": (control(Transaction.COMMIT, chain=True),),
     b"calls": (CALLS,),
     b"insert; commit": (INSERT, COMMIT),
     b"select; select": (SELECT, SELECT),
