@@ -25,8 +25,12 @@ from sqlwall.wire import sqlstate
 
 #: A durable record that takes longer than this is a store that is down (seconds).
 DURABLE_TIMEOUT: Final = 30.0
-#: Different texts that may gather before they are written.
+#: Different verdicts whose reads may gather before they are written.
 READS_LIMIT: Final = 64
+#: Bytes of different texts that one record of reads may hold, so that none of them is cut.
+TEXTS_LIMIT: Final = 8192
+#: Between two of them: each stays a statement for whoever reads the record as SQL.
+BETWEEN: Final = b"\n;\n"
 
 
 class Audit(Protocol):
@@ -51,15 +55,35 @@ class Audit(Protocol):
 
 
 class Reads:
-    """One text that was read with since the last flush: how often, from when on, and the verdict that let it."""
+    """Reads under one verdict since the last flush: their different texts, how many they were, and from when on."""
 
-    __slots__ = ("count", "since", "text", "verdict")
+    __slots__ = ("bytes", "count", "since", "texts", "verdict")
 
-    def __init__(self, text: bytes, verdict: Verdict) -> None:
-        self.text = text
+    def __init__(self, verdict: Verdict) -> None:
         self.verdict = verdict
+        self.texts: dict[bytes, None] = {}
+        self.bytes = 0
         self.count = 0
         self.since = utc_now()
+
+    def add(self, text: bytes) -> None:
+        """One more."""
+        if text not in self.texts:
+            self.texts[text] = None
+            self.bytes += len(text) + len(BETWEEN)
+        self.count += 1
+
+    def has_room(self, text: bytes, limit: int) -> bool:
+        """Whether it may be one of these, whose record holds so many bytes."""
+        return text in self.texts or self.bytes + len(text) <= limit
+
+    @property
+    def number(self) -> str:
+        """How many they were, for the record."""
+        if self.count == 1:
+            return "once"
+        different = len(self.texts)
+        return f"{self.count} times" if different == 1 else f"{self.count} times, {different} texts"
 
 
 class Throttled:
@@ -76,18 +100,19 @@ class Throttled:
 class Recorder:
     """The record of one session.
 
-    Equal reads that follow each other closely are one record that says how many they were: `flush` writes what has
-    gathered, and is called by the worker's clock, before anything else goes on the record, and at the end.
+    Reads under one verdict that follow each other closely are one record, with all their texts, that says how many they
+    were: `flush` writes what has gathered. The worker's clock calls it, whatever else goes on the record, and the end.
     """
 
-    __slots__ = ("_audit", "_counters", "_labels", "_reads", "_statement_bytes", "_throttled")
+    __slots__ = ("_audit", "_counters", "_labels", "_reads", "_statement_bytes", "_texts_limit", "_throttled")
 
     def __init__(self, audit: Audit, counters: Counters, labels: SessionLabels, statement_bytes: int) -> None:
         self._audit = audit
         self._counters = counters
         self._labels = labels
         self._statement_bytes = statement_bytes
-        self._reads: dict[tuple[bytes, int], Reads] = {}
+        self._texts_limit = min(TEXTS_LIMIT, statement_bytes)
+        self._reads: dict[int, Reads] = {}
         self._throttled: Throttled | None = None
 
     @property
@@ -111,14 +136,17 @@ class Recorder:
         if not self._audit.is_accepting or (len(self._reads) >= READS_LIMIT and not self.flush()):
             return False
         verdict = step.verdicts[-1]
-        self._counters.statement(self._labels.agent, verdict.operation, "allow")
         text = step.text or (step.prepared[0].text if step.prepared else b"")
         # The verdict is kept in the value, so that its id stays its own.
-        key = (text, id(verdict))
-        reads = self._reads.get(key)
+        reads = self._reads.get(id(verdict))
+        if reads is not None and not reads.has_room(text, self._texts_limit):
+            if not self.flush():
+                return False
+            reads = None
         if reads is None:
-            reads = self._reads[key] = Reads(text, verdict)
-        reads.count += 1
+            reads = self._reads[id(verdict)] = Reads(verdict)
+        reads.add(text)
+        self._counters.statement(self._labels.agent, verdict.operation, "allow")
         return True
 
     def throttled(self) -> str:
@@ -178,13 +206,13 @@ class Recorder:
             session=labels.session,
             client=labels.client,
             database=labels.database,
-            statement=AuditedText.of(reads.text, self._statement_bytes),
+            statement=AuditedText.of(BETWEEN.join(reads.texts), self._statement_bytes),
             operation=verdict.operation or None,
             target=verdict.target or None,
             action=verdict.judged.name.lower(),
             rule=verdict.rule,
             reason=verdict.reason or None,
-            outcome="once" if reads.count == 1 else f"{reads.count} times",
+            outcome=reads.number,
             event=event,
             time=reads.since,
         )

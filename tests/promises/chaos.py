@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from sqlwall.cli.rulesets import find_ruleset
+from sqlwall.proxy.record import BETWEEN
 from sqlwall.store.database import reading
 from sqlwall.store.schema import AUDIT
 from sqlwall.store.snapshots import SnapshotState
@@ -83,6 +84,11 @@ LOGGED = re.compile(
     rf" {APP}@\S+ LOG:  duration: [\d.]+ ms  (?:statement|(?:parse|bind|execute) [^:]*): (.*)"
 )
 TOKEN = re.compile(r"'t-\d+-\d+-'")
+
+
+def texts_of(statements: Iterable[str | None]) -> set[str]:
+    """All texts that stand in records; one of reads may hold several."""
+    return {text for statement in statements if statement for text in statement.split(BETWEEN.decode())}
 
 
 @dataclass(slots=True)
@@ -276,7 +282,7 @@ class Chaos(Scene):
                 )
             ).all()
         denied = {row.event for row in rows if row.kind == "refusal" or row.kind == "outcome"}
-        texts = {row.statement for row in rows if row.kind == "statement" and row.action == "allow"}
+        texts = texts_of(row.statement for row in rows if row.kind == "statement" and row.action == "allow")
         committing = {row.target for row in rows if row.outcome == "committing"}
         for memory in self.memories:
             for event, shown in memory.events.items():
@@ -285,7 +291,7 @@ class Chaos(Scene):
         for record in self.serve.snapshots.list(state=SnapshotState.COMMITTED):
             if record.id not in committing:
                 yield f"its commit is not on the record: snapshot {record.id}"
-        written = TOKEN.findall("\n".join(text for text in texts if text is not None))
+        written = TOKEN.findall("\n".join(texts))
         for memory in self.memories:
             for token, answer in memory.answers.items():
                 if answer is Answer.COMMITTED and f"'{token}'" not in written:
@@ -312,7 +318,7 @@ class Chaos(Scene):
     def lost_reads(self) -> list[float]:
         """Of reads that were answered and are not on the record: seconds from the answer to the next kill."""
         with reading(self.serve.engine) as connection:
-            texts = set(connection.scalars(sa.select(AUDIT.c.statement)))
+            texts = texts_of(connection.scalars(sa.select(AUDIT.c.statement)))
         lost = [seen.at for memory in self.memories for seen in memory.reads if seen.text not in texts]
         kills = self.history.kills
         return [
