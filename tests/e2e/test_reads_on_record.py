@@ -58,5 +58,6 @@ def test_a_text_beyond_the_limit_of_a_group_stands_alone(wall: RunningWall) -> N
         client.execute("SELECT note FROM orders WHERE id = 1")
         client.execute(long)
         client.execute(long)
-    (found,) = [record for record in reads(wall, "public.orders") if record["statement"].startswith(long)]
-    assert (found["statement"], found["statement_bytes"]) == (long, len(long))
+    found = [record for record in reads(wall, "public.orders") if record["statement_bytes"] == len(long)]
+    assert sum(map(count, found)) == 2
+    assert {record["statement"] for record in found} == {long[:TEXTS_LIMIT]}
