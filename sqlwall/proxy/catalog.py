@@ -99,7 +99,8 @@ class CatalogCache:
     def generation(self) -> int:
         """Grows with every change. Raises StoreError if nothing has been heard of the database for too long."""
         state = self._state
-        if state is None or not self.is_fresh:
+        # Asked for every segment: the loop's own clock, which is the same one, costs a system call to find.
+        if state is None or time.monotonic() - state.looked_at >= self._stale_after:
             raise StoreError(f"the catalog of {self._database} is not known")
         return state.generation
 
@@ -107,7 +108,6 @@ class CatalogCache:
     def is_fresh(self) -> bool:
         """Whether the picture was compared with the database a short time ago."""
         state = self._state
-        # Asked for every segment: the loop's own clock, which is the same one, costs a system call to find.
         return state is not None and time.monotonic() - state.looked_at < self._stale_after
 
     @property

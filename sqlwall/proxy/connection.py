@@ -73,6 +73,8 @@ class Connection:
         cancel_grace: float = 0.0,
     ) -> None:
         self.shared = shared
+        self._counters = shared.counters
+        self._ticking = shared.ticking
         self.policy = policy
         self.recorder = recorder
         self.keeper = keeper
@@ -121,7 +123,7 @@ class Connection:
         """Bytes of the client."""
         if self.is_closing:
             return
-        self.shared.counters.bytes_from_client += len(data)
+        self._counters.bytes_from_client += len(data)
         try:
             self.session.receive(self._client_reader.feed(data))
             self._pump()
@@ -159,7 +161,7 @@ class Connection:
         self._throttle()
 
     def _start_segment(self, frames: list[Frame]) -> None:
-        self.shared.ticking.add(self)
+        self._ticking.add(self)
         if self.rate is not None and self._is_throttled(frames, self.rate):
             return
         if len(frames) > slices.LONG_SEGMENT:
@@ -310,7 +312,7 @@ class Connection:
         """Bytes of the server."""
         if self.is_closing:
             return
-        self.shared.counters.bytes_from_server += len(data)
+        self._counters.bytes_from_server += len(data)
         try:
             self.session.receive_server(self._server_reader.feed(data))
         except ProtocolError as error:
@@ -325,7 +327,7 @@ class Connection:
         ledger = self.session.ledger
         out = ledger.take()
         if out:
-            self.shared.counters.bytes_to_client += len(out)
+            self._counters.bytes_to_client += len(out)
             self._write_client(out)
         if ledger.limit_hit is not None:
             self._stop_statement()
@@ -420,7 +422,7 @@ class Connection:
         head = self.session.ledger.limit_hit
         self.session.ledger.limit_hit = None
         if head is not None and head.over_limit is not None:
-            self.shared.counters.limit(head.rule)
+            self._counters.limit(head.rule)
             self.recorder.note(
                 AuditKind.OUTCOME, reason=head.over_limit.message, event=head.event, rule=head.rule
             )
@@ -452,7 +454,7 @@ class Connection:
         assert self._server is not None
         if self.is_closing:
             raise ConnectionAbortedError("the connection is over")
-        self.shared.counters.bytes_to_server += len(data)
+        self._counters.bytes_to_server += len(data)
         if not self._server.is_closing():  # `lose_server` is about to be called
             self._server.write(data)
 
@@ -542,7 +544,7 @@ class Connection:
         if self.is_closing:
             return
         self.is_closing = True
-        self.shared.counters.session_ended(reason)
+        self._counters.session_ended(reason)
         self.recorder.note(AuditKind.LOGOUT, reason=reason)
         in_flight = bool(self.session.ledger.queue)
         self._tasks.spawn(self._close(in_flight=in_flight), f"end of {self.agent}")
