@@ -82,6 +82,8 @@ def only_commits(segment: Segment) -> bool:
             if statement is None or not commits(statement) or not ends_block(statement):
                 return False
             if kind == Kind.BIND:
+                if frontend.decode_bind(step.frame).parameters:
+                    return False  # the type that its Parse gave to one may be a domain, whose checks run code
                 portal = step.name
         elif kind == Kind.DESCRIBE:
             # That of a statement has its text analyzed anew, which may run code.

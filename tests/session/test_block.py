@@ -128,6 +128,8 @@ def test_nothing_but_a_commit_is_one(messages: list[bytes]) -> None:
         [P(b"", b"commit"), B(b"", b""), frontend.describe(PORTAL, b"other"), E(b""), SYNC],
         [frontend.describe(PORTAL, b""), P(b"", b"commit"), B(b"", b""), E(b""), SYNC],
         [P(b"", b"commit"), frontend.close(STATEMENT, b"x"), B(b"", b""), E(b""), SYNC],
+        [P(b"", b"commit", [20]), B(b"", b"", [b"1"]), E(b""), SYNC],
+        [P(b"", b"commit", [20]), B(b"", b"", [None]), E(b""), SYNC],
         [P(b"", b"commit"), B(b"", b""), E(b""), P(b"", b"select"), SYNC],
         [P(b"", b"commit"), B(b"", b""), E(b""), P(b"", b"delete"), SYNC],
         [Q(b"commit and chain")],
