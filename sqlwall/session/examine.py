@@ -26,6 +26,9 @@ from sqlwall.session.segment import (
     ends_block,
     is_change,
     is_executing,
+    is_fetching,
+    is_preparable,
+    may_be_fetched,
     needs_snapshot,
     only_reads,
     opens_block,
@@ -298,12 +301,20 @@ class Examination:
                 self._refuse(step, words.no_such_statement((statement.prepared or "").encode()))
                 return
             for prepared in found:
+                if not is_preparable(prepared):
+                    self._refuse(step, words.executed_command())
+                    return
                 if prepared.statement is None:
                     continue
                 if not self._allows(step, prepared.statement):
                     return
                 changes = changes or body_changes(prepared.statement)
                 runs_code = runs_code or unsettles(prepared.statement)
+        if is_fetching(statement):
+            found = self._portals.find((statement.cursor or "").encode())
+            if not all(may_be_fetched(prepared) for prepared in found or ()):
+                self._refuse(step, words.fetched_command())
+                return
         for effect in statement.effects:
             if effect.operation is Operation.SET and effect.subject is not None:
                 refusal = self._policy.expect_setting(effect.subject, effect.value)

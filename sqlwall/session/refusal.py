@@ -268,6 +268,26 @@ def pipelined_copy() -> Refusal:
     )
 
 
+def executed_command() -> Refusal:
+    """EXECUTE of what a PREPARE could not hold, such as COMMIT: it would do so under the name of an EXECUTE."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "executed-command",
+        "EXECUTE of a statement that is no SELECT, INSERT, UPDATE, DELETE or MERGE [executed-command]",
+        "Send the statement itself, or bind and execute it by messages.",
+    )
+
+
+def fetched_command() -> Refusal:
+    """FETCH or MOVE from the portal of something else than a query: it would run that under the name of a FETCH."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "fetched-command",
+        "FETCH from the portal of a statement that is no query [fetched-command]",
+        "Execute the portal by its message.",
+    )
+
+
 def unsettled() -> Refusal:
     """Something behind a call of a function that is not known to be harmless: it may have changed what texts mean."""
     return _structural(

@@ -227,6 +227,31 @@ def is_executing(statement: Statement) -> bool:
     return any(effect.operation is Operation.EXECUTE for effect in statement.effects)
 
 
+def is_fetching(statement: Statement) -> bool:
+    """FETCH or MOVE, of which `cursor` says what from."""
+    return statement.tag in ("FETCH", "MOVE")
+
+
+#: What PREPARE takes (PreparableStmt in parser/gram.y).
+_PREPARABLE: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"})
+
+
+def is_preparable(prepared: Prepared) -> bool:
+    """Whether it is what a PREPARE could hold. A Parse takes any other command, too, and EXECUTE would commit with it,
+    change settings or declare cursors, where its own text says nothing of that.
+    """
+    return prepared.is_body or prepared.statement is None or prepared.statement.tag in _PREPARABLE
+
+
+def may_be_fetched(prepared: Prepared) -> bool:
+    """Whether FETCH and MOVE may run it: a cursor, or the portal of a query. They run whatever a Bind has made a portal
+    of, where it has rows to give, such as an UPDATE with RETURNING or an EXECUTE.
+    """
+    if prepared.is_body or prepared.statement is None:
+        return True
+    return prepared.statement.tag == "SELECT" and not is_change(prepared.statement)
+
+
 #: Operations whose every change the guard can cover, or that come to such ones.
 _COVERABLE: Final = frozenset(
     {

@@ -122,6 +122,30 @@ ATTACKS: dict[str, list[bytes]] = {
     "commit behind a cursor over a view that writes": [
         q("BEGIN"), q("DECLARE c CURSOR FOR SELECT * FROM writing_view"), q("FETCH c"), ex("COMMIT"), SYNC,
     ],
+    # -- commands that run what the protocol has prepared, under another name
+    "commit as an EXECUTE": [P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("EXECUTE c")],
+    "commit as an EXECUTE in a pipeline": [P(b"c", b"COMMIT"), SYNC, q("BEGIN"), ex(SNEAKY), ex("EXECUTE c"), SYNC],
+    "commit as the EXECUTE of an EXECUTE": [
+        P(b"c", b"COMMIT"), P(b"d", b"EXECUTE c"), SYNC, q("BEGIN"), q(SNEAKY), q("EXECUTE d"),
+    ],
+    "commit as an EXECUTE that is fetched": [
+        P(b"w", b"SELECT 1"), SYNC, q("BEGIN"), P(b"", b"EXECUTE w"), B(b"p", b""), SYNC, q("DEALLOCATE w"),
+        P(b"w", b"COMMIT"), SYNC, q(SNEAKY), q("FETCH p"),
+    ],
+    "commit as an EXECUTE that is moved over": [
+        P(b"w", b"SELECT 1"), SYNC, q("BEGIN"), P(b"", b"EXECUTE w"), B(b"p", b""), SYNC, q("DEALLOCATE w"),
+        P(b"w", b"COMMIT"), SYNC, q(SNEAKY), ex("MOVE p"), SYNC,
+    ],
+    "with hold as an EXECUTE": [
+        P(b"c", b"DECLARE h CURSOR WITH HOLD FOR SELECT * FROM writing_view"), SYNC, q("BEGIN"), q("EXECUTE c"), q("COMMIT"),
+    ],
+    "prepare as an EXECUTE": [
+        P(b"c", f"PREPARE x AS {REFUSED}".encode()), P(b"x", b"SELECT 1"), SYNC, q("DEALLOCATE x"), q("EXECUTE c"),
+        q("BEGIN"), q("EXECUTE x"), q("COMMIT"),
+    ],
+    "an update that is fetched": [
+        q("BEGIN"), P(b"", f"{SNEAKY} RETURNING v".encode()), B(b"p", b""), SYNC, q("FETCH p"), q("COMMIT"),
+    ],
     # -- strings of several statements
     "begin and write in a string, commit behind": [q(f"BEGIN; {SNEAKY}"), q("COMMIT")],
     "begin read write in a string": [q(f"BEGIN READ WRITE; {SNEAKY}; COMMIT")],
@@ -284,6 +308,18 @@ def besieged(
 def test_what_no_rule_permits_is_not_changed(besieged: RunningWall, name: str) -> None:
     before = guarded(besieged)
     attack(besieged, ATTACKS[name])
+    assert guarded(besieged) == before
+
+
+def test_a_value_for_a_commit_is_checked_before_the_gate(besieged: RunningWall) -> None:
+    """A Parse may give COMMIT a parameter of any type. That of a domain has its checks run by the Bind."""
+    before = guarded(besieged)
+    with besieged.database.connect() as owner:
+        row = owner.execute("SELECT 'writing_word'::regtype::oid").fetchone()
+    assert row is not None
+    for value in (b"a", None):
+        attack(besieged, [q("BEGIN"), P(b"", b"COMMIT", row), B(b"", b"", [value]), E(b""), SYNC])
+        attack(besieged, [P(b"c", b"COMMIT", row), SYNC, q("BEGIN"), B(b"", b"c", [value]), E(b""), SYNC])
     assert guarded(besieged) == before
 
 
