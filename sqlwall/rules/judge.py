@@ -93,7 +93,7 @@ def strictest(verdicts: Iterable[Verdict]) -> Verdict:
     assert found
     if len(found) == 1:
         return found[0]
-    worst = max(found, key=lambda verdict: verdict.action)
+    worst = max(found, key=lambda verdict: (verdict.action, verdict.judged))
     return replace(
         worst,
         snapshot=max(verdict.snapshot for verdict in found),

@@ -239,6 +239,16 @@ def test_strictest_of_several_verdicts_keeps_every_need() -> None:
 
 
 @pytest.mark.parametrize("mode", ["observe", "warn"])
+def test_the_strictest_of_several_is_the_one_that_enforcement_would_refuse(mode: str) -> None:
+    ruleset = rules(WRITES, mode)
+    verdicts = [
+        judge(found, context(), ruleset) for found in (select(), statement(effect(Operation.DROP, "x")))
+    ]
+    for several in (verdicts, verdicts[::-1]):
+        assert (strictest(several).judged, strictest(several).warning) == (Action.DENY, verdicts[1].warning)
+
+
+@pytest.mark.parametrize("mode", ["observe", "warn"])
 def test_other_modes_let_everything_pass_and_keep_the_verdict_for_the_record(mode: str) -> None:
     ruleset = rules(WRITES, mode)
     verdict = judge(statement(effect(Operation.UNKNOWN)), context(), ruleset)
