@@ -33,6 +33,7 @@ from sqlwall.session.segment import (
     only_reads,
     opens_block,
     starts_copy,
+    takes_snapshot,
     unsettles,
     without_snapshot,
 )
@@ -266,8 +267,11 @@ class Examination:
             self._refuse(step, words.unsettled())
             return
         for prepared in step.prepared:
-            if prepared.statement is not None and not self._allows(step, prepared.statement):
+            if prepared.statement is None:
+                continue
+            if not self._allows(step, prepared.statement):
                 return
+            self._standing.has_run = self._standing.has_run or takes_snapshot(prepared.statement)
 
     def _allows(self, step: Step, statement: Statement) -> bool:
         verdict = self._policy.judge(statement)

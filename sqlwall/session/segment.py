@@ -55,8 +55,9 @@ class Step:
 class Standing:
     """Where the transaction stands while a segment is examined: what it will be if all so far succeeds.
 
-    `has_run` says that the open implicit transaction has run something: it can no longer become read-write. `is_ours`
-    says that the block is one of ours around the client's implicit transaction, to be judged and committed at its Sync.
+    `has_run` says that the open implicit transaction has run or planned something: it can no longer become read-write.
+    `is_ours` says that the block is one of ours around the client's implicit transaction, to be judged and committed at
+    its Sync.
     """
 
     __slots__ = ("has_run", "in_block", "is_failed", "is_ours", "is_writable")
@@ -241,6 +242,15 @@ def is_preparable(prepared: Prepared) -> bool:
     change settings or declare cursors, where its own text says nothing of that.
     """
     return prepared.is_body or prepared.statement is None or prepared.statement.tag in _PREPARABLE
+
+
+#: Beside what PREPARE takes (analyze_requires_snapshot() in parser/analyze.c).
+_ANALYZED: Final = _PREPARABLE | {"SELECT INTO", "EXPLAIN", "DECLARE CURSOR", "CREATE TABLE AS", "CALL"}
+
+
+def takes_snapshot(statement: Statement) -> bool:
+    """Whether its Parse and Bind take the transaction's snapshot, behind which that cannot become read-write."""
+    return statement.tag in _ANALYZED
 
 
 def may_be_fetched(prepared: Prepared) -> bool:

@@ -44,7 +44,8 @@ END = [SYNC, frontend.query(b"COMMIT"), frontend.query(b"SELECT 1")]
 #: Refusals of shape, which the server itself would not make, and of writes in a block that a string, or a pipeline
 #: behind its first statement, has opened: such a block is read-only. A string is refused whole where one of its names does not exist.
 SHAPES = re.compile(
-    rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy)\]|C25006\0|C26000\0"
+    rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy|executed-command"
+    rb"|fetched-command)\]|C25006\0|C26000\0"
 )
 
 texts, names = st.sampled_from(TEXTS), st.sampled_from(NAMES)

@@ -164,3 +164,9 @@ def test_the_function_is_the_one_that_its_number_says(database: Database) -> Non
     with database.connect() as connection:
         found = connection.execute("SELECT %s::regprocedure::text", [block.XID_FUNCTION]).fetchone()
     assert found == ("pg_current_xact_id_if_assigned()",)
+
+
+@pytest.mark.parametrize("before", [P(b"x", b"select"), P(b"x", b"select") + B(b"x", b"x")])
+def test_behind_what_takes_a_snapshot_a_block_stays_read_only(before: bytes) -> None:
+    segment = examined(Playbook(), before, P(b"", b"begin"), B(b"", b""), E(b""), SYNC)
+    assert segment.is_fast and not segment.may_write
