@@ -81,7 +81,9 @@ class Lane:
             for step in segment.steps:
                 step.refusal = None  # a refusal that is not on the record is not shown
             refuse_whole(segment, words.internal_failure(event))
-        self._session.start(segment)
+        before = self._session.start(segment)
+        if before:
+            self._line.send_server(before)
         if len(segment.frames) == 1 and segment.frames[0].type_code in (_QUERY, _FUNCTION_CALL):
             await self._run_query(segment.steps[0], event)
         else:
@@ -221,8 +223,8 @@ class Lane:
                 break
             if not await self._prepare_step(step, pending, event):
                 break
-            expectation = self._session.expect_step(step)
-            pending.append(step.frame.raw)
+            expectation, raw = self._session.dispatch(step)
+            pending.append(raw)
             if step.act in (Act.WRITE, Act.RECORD) and self._point.measures(step):
                 if not await self._pause(pending):
                     break
@@ -357,9 +359,9 @@ class Lane:
     # -- what all of them need
 
     def _forward(self, step: Step) -> Expectation:
-        expectation = self._session.expect_step(step)
+        expectation, raw = self._session.dispatch(step)
         assert expectation is not None
-        self._line.send_server(step.frame.raw)
+        self._line.send_server(raw)
         return expectation
 
     def _poison(self, expectation: Expectation, refusal: Refusal) -> bytes:

@@ -75,7 +75,9 @@ async def forward(line: Line, segment: Segment) -> bool:
             return False
         if perf_counter() - started > SLICE:
             started = await _let_others(line)
-    line.session.start(segment, [])
+    before = line.session.start(segment, [])
+    if before:
+        line.send_server(before)
     for part in parts:
         line.send_server(line.session.forward_part(segment, part))
         if perf_counter() - started > SLICE:

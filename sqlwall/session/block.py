@@ -38,11 +38,10 @@ def only_opens(segment: Segment) -> bool:
 
 def opening(session: Session, segment: Segment, name: bytes) -> bytes:
     """The bytes of such a segment, our switch behind its BEGIN; their replies are expected from now on."""
-    session.start(segment)
-    parts: list[bytes] = []
+    parts = [session.start(segment)]
     for step in segment.steps:
-        expectation = session.expect_step(step)
-        parts.append(step.frame.raw)
+        expectation, raw = session.dispatch(step)
+        parts.append(raw)
         if step.act != Act.BEGIN:
             continue
         if step.kind == Kind.QUERY and expectation is not None:
@@ -82,8 +81,6 @@ def only_commits(segment: Segment) -> bool:
             if statement is None or not commits(statement) or not ends_block(statement):
                 return False
             if kind == Kind.BIND:
-                if frontend.decode_bind(step.frame).parameters:
-                    return False  # the type that its Parse gave to one may be a domain, whose checks run code
                 portal = step.name
         elif kind == Kind.DESCRIBE:
             # That of a statement has its text analyzed anew, which may run code.

@@ -13,7 +13,7 @@ from sqlwall.errors import ProtocolError
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import Kind
-from sqlwall.session.prepared import Names, Prepared
+from sqlwall.session.prepared import Names, Prepared, control_of
 from sqlwall.session.refusal import RESERVED_PREFIX, Refusal
 from sqlwall.session.segment import (
     Act,
@@ -24,6 +24,7 @@ from sqlwall.session.segment import (
     body_changes,
     commits,
     ends_block,
+    ends_failed,
     is_change,
     is_executing,
     is_fetching,
@@ -86,9 +87,12 @@ class Examination:
     """The examination of one segment: what stands before it, and what it has asked for so far."""
 
     __slots__ = (
+        "_freed",
+        "_frees_all",
         "_has_write",
         "_policy",
         "_portals",
+        "_renewed",
         "_segment",
         "_standing",
         "_statements",
@@ -105,6 +109,9 @@ class Examination:
         self._was_open = segment.standing.has_run
         self._unsettled = False
         self._has_write = False
+        self._renewed: set[bytes] = set()  # names that this segment has parsed
+        self._freed: set[bytes] = set()  # and that it has given up
+        self._frees_all = False
 
     def run(self) -> None:
         """Fill in the segment's steps, up to the first that is refused or unread."""
@@ -186,7 +193,7 @@ class Examination:
         several = len(facts) > 1
         for statement in facts:
             self._run(step, statement, several=several)
-            if step.act == Act.REFUSE:
+            if step.act == Act.REFUSE or not self._may_name(step, statement, several=several):
                 return step
             self._note_names(step.text, statement)
         is_mixed = step.act == Act.WRITE and any(statement.control is not None for statement in facts)
@@ -209,8 +216,22 @@ class Examination:
         step.statements = facts
         step.prepared = (Prepared(message.query, facts[0] if facts else None),)
         self._plan(step)
+        if message.name and step.act != Act.REFUSE:
+            # In a failed block the server first says that: it reads nothing but what ends the block.
+            is_read = not self._standing.is_failed or (bool(facts) and ends_failed(facts[0]))
+            if is_read and self._parked(message.name) is not None:
+                return self._refuse(step, words.statement_exists(message.name))
+            step.control, step.source = control_of(step.prepared), message.name
+            self._renewed.add(message.name)
+            self._freed.discard(message.name)
         self._statements.expect(message.name, step.prepared)
         return step
+
+    def _parked(self, name: bytes) -> Prepared | None:
+        """The transaction control that a name stands for, which the server is not left with: see `Session.dispatch`."""
+        if name in self._freed or (self._frees_all and name not in self._renewed):
+            return None
+        return control_of(self._statements.find(name))
 
     def _bind(self, frame: Frame) -> Step:
         portal, name = frontend.bind_names(frame)
@@ -221,6 +242,10 @@ class Examination:
         if found is None:
             return self._refuse(step, words.no_such_statement(name))
         step.prepared = found
+        if control_of(found) is not None and frontend.decode_bind(frame).parameters:
+            return self._refuse(step, words.bound_control())
+        if name:
+            step.control, step.source = self._parked(name), name
         self._plan(step)
         self._portals.expect(portal, found)
         return step
@@ -239,6 +264,8 @@ class Examination:
             if step.act == Act.REFUSE:
                 return step
             if not prepared.is_body:
+                if not self._may_name(step, prepared.statement, several=len(found) > 1):
+                    return step
                 self._note_names(prepared.text, prepared.statement)
         self._standing.has_run = True
         return step
@@ -248,6 +275,11 @@ class Examination:
         step = Step(frame, KINDS[frame.type_code], name=kind + name)
         if name.startswith(_RESERVED):
             return self._refuse(step, words.reserved_name())
+        if kind == b"S" and name:
+            if frame.type_code == frontend.CLOSE:
+                self._freed.add(name)
+            else:
+                step.control, step.source = self._parked(name), name
         return step
 
     def _facts(self, step: Step) -> tuple[Statement, ...] | None:
@@ -387,6 +419,26 @@ class Examination:
         if writes and says_nothing and not several and not standing.has_run:
             standing.is_writable = True
             step.act = max(step.act, Act.BEGIN)
+
+    def _may_name(self, step: Step, statement: Statement, *, several: bool) -> bool:
+        """What SQL says of the name of a statement that may be parked: a PREPARE finds it taken."""
+        name = (statement.prepared or "").encode()
+        if statement.tag.startswith(("DEALLOCATE", "DISCARD")):
+            if name and not several:
+                step.control, step.source = self._parked(name), name
+            self._freed.add(name)
+            if not name:
+                self._frees_all = True
+                self._renewed.clear()
+        elif (
+            statement.effects[0].operation is Operation.PREPARE
+            and name
+            and not self._standing.is_failed
+            and self._parked(name) is not None
+        ):
+            self._refuse(step, words.embedded_prepare(name) if several else words.statement_exists(name))
+            return False
+        return True
 
     def _note_names(self, text: bytes, statement: Statement) -> None:
         first = statement.effects[0].operation

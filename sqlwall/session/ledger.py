@@ -86,7 +86,8 @@ class Expectation:
     relayed. `refusal` stands for the ErrorResponse of a poison that carries `nonce`; with an empty nonce, for any error
     of our own statement. `row_limit` and `byte_limit` are -1 if unlimited. `is_flush` is a Sync of ours that stands for
     the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else: from a
-    statement of ours that `gives_ready`, or from the shell. The lists are made when they are asked for: of most
+    statement of ours that `gives_ready`, or from the shell. `shows_error` lets the client have the error of a message
+    of ours that belongs to one of its own. The lists are made when they are asked for: of most
     expectations nobody asks.
     """
 
@@ -108,10 +109,12 @@ class Expectation:
         "name",
         "nonce",
         "over_limit",
+        "parked",
         "refusal",
         "row_limit",
         "rows",
         "rule",
+        "shows_error",
     )
 
     def __init__(self, kind: Kind, forward: bool = True, name: bytes = b"") -> None:
@@ -135,6 +138,8 @@ class Expectation:
         self.is_flush = False
         self.holds_ready = False
         self.gives_ready = False
+        self.shows_error = False
+        self.parked = b""  # the name of transaction control that a PARSE makes, or that a DEALLOCATE gives up
         self.meaning: tuple[Prepared, ...] = ()
 
     @property
@@ -166,6 +171,12 @@ class Expectation:
         """Whether it was a DISCARD ALL or DEALLOCATE ALL."""
         found = self._tags
         return found is not None and found in ([b"DISCARD ALL"], [b"DEALLOCATE ALL"])
+
+    @property
+    def has_dropped_controls(self) -> bool:
+        """Whether one of its statements was such a one, whatever came behind it."""
+        found = self._tags
+        return found is not None and (b"DISCARD ALL" in found or b"DEALLOCATE ALL" in found)
 
 
 class Ledger:
@@ -417,7 +428,7 @@ class Ledger:
                 self._emit(head.over_limit.to_bytes())
         elif head.refusal is not None and head.nonce in frame.raw:
             self._emit(head.refusal.to_bytes())
-        elif head.forward:
+        elif head.forward or head.shows_error:
             self._emit(frame.raw)
         if head.kind == Kind.QUERY:
             return

@@ -27,6 +27,14 @@ class Prepared:
 Candidates = tuple[Prepared, ...]
 
 
+def control_of(found: Candidates | None) -> Prepared | None:
+    """The transaction control among what a name may stand for."""
+    for one in found or ():
+        if not one.is_body and one.statement is not None and one.statement.control is not None:
+            return one
+    return None
+
+
 @dataclass(slots=True)
 class Names:
     """One namespace. `confirmed` is what the server has acknowledged; `pending` what this segment asked for by Parse or
@@ -70,6 +78,17 @@ class Names:
         if name not in self.added:
             self.confirmed.pop(name, None)
             self.pending.pop(name, None)
+
+    def forget_controls(self) -> None:
+        """No name stands for transaction control any more: only what SQL itself prepared may have come behind that."""
+        for name, found in list(self.confirmed.items()):
+            control = control_of(found)
+            if control is not None:
+                others = tuple([one for one in found if control_of((one,)) is None])
+                if others:
+                    self.confirmed[name] = others
+                else:
+                    del self.confirmed[name]
 
     def begin(self) -> None:
         """Another segment is about to be examined: the server has answered the last one."""

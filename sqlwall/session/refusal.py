@@ -268,6 +268,16 @@ def pipelined_copy() -> Refusal:
     )
 
 
+def bound_control() -> Refusal:
+    """Values bound to COMMIT and its like: a type's checks would run code between our messages."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "bound-control",
+        "values bound to transaction control [bound-control]",
+        "Bind it without parameters.",
+    )
+
+
 def executed_command() -> Refusal:
     """EXECUTE of what a PREPARE could not hold, such as COMMIT: it would do so under the name of an EXECUTE."""
     return _structural(
@@ -314,6 +324,23 @@ def no_such_statement(name: bytes) -> Refusal:
         return Refusal(sqlstate.INVALID_SQL_STATEMENT_NAME, "unnamed prepared statement does not exist")
     shown = name.decode("utf-8", "replace")
     return Refusal(sqlstate.INVALID_SQL_STATEMENT_NAME, f'prepared statement "{shown}" does not exist')
+
+
+def statement_exists(name: bytes) -> Refusal:
+    """PostgreSQL's own words."""
+    shown = name.decode("utf-8", "replace")
+    return Refusal(sqlstate.DUPLICATE_PREPARED_STATEMENT, f'prepared statement "{shown}" already exists')
+
+
+def embedded_prepare(name: bytes) -> Refusal:
+    """A string is refused whole: the server would have run what stands before the PREPARE that fails."""
+    shown = name.decode("utf-8", "replace")
+    return _structural(
+        sqlstate.DUPLICATE_PREPARED_STATEMENT,
+        "embedded-prepare",
+        f'prepared statement "{shown}" already exists, in a string of several statements [embedded-prepare]',
+        "Send each statement on its own.",
+    )
 
 
 def no_such_portal(name: bytes) -> Refusal:

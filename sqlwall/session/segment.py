@@ -36,9 +36,23 @@ class Step:
 
     `refusal` is None for a step that a verdict refuses: its wording needs the id of the record. A plain class, since
     one is made per message and what a dataclass makes of itself cannot be compiled.
+
+    `control` is the transaction control that the message names by `source`, if it does: see `Session.dispatch`.
     """
 
-    __slots__ = ("act", "frame", "kind", "name", "prepared", "refusal", "statements", "text", "verdicts")
+    __slots__ = (
+        "act",
+        "control",
+        "frame",
+        "kind",
+        "name",
+        "prepared",
+        "refusal",
+        "source",
+        "statements",
+        "text",
+        "verdicts",
+    )
 
     def __init__(self, frame: Frame, kind: int, name: bytes = b"", text: bytes = b"") -> None:
         self.frame = frame
@@ -50,6 +64,8 @@ class Step:
         self.verdicts: tuple[Verdict, ...] = ()
         self.refusal: Refusal | None = None
         self.text = text
+        self.control: Prepared | None = None
+        self.source = b""
 
 
 class Standing:
@@ -174,6 +190,16 @@ def ends_block(statement: Statement) -> bool:
         control is not None
         and control.verb in (Transaction.COMMIT, Transaction.ROLLBACK)
         and not control.chain
+    )
+
+
+def ends_failed(statement: Statement) -> bool:
+    """Whether PostgreSQL reads it in a failed block (IsTransactionExitStmt() in tcop/postgres.c)."""
+    control = statement.control
+    return control is not None and control.verb in (
+        Transaction.COMMIT,
+        Transaction.ROLLBACK,
+        Transaction.ROLLBACK_TO,
     )
 
 

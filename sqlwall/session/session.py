@@ -50,6 +50,7 @@ class Session:
         self.is_terminated = False
         self._ends_waiting = 0
         self._flushed: Standing | None = None
+        self._left: dict[bytes, None] = {}  # names of transaction control that the server may still know
         self._keeps_portals = False  # WITH HOLD: portals may outlive their transaction
 
     # -- from the client
@@ -214,10 +215,11 @@ class Session:
 
     # -- towards the server
 
-    def start(self, segment: Segment, steps: list[Step] | None = None) -> None:
+    def start(self, segment: Segment, steps: list[Step] | None = None) -> bytes:
         """The segment is about to be forwarded: what it may bring about counts from now on.
 
-        Where not all steps go at once, `steps` are the first of them, and `forward_part` counts the others.
+        Where not all steps go at once, `steps` are the first of them, and `forward_part` counts the others. Returns
+        what has to be sent before: see `dispatch`.
         """
         self.ledger.start_batch()
         self.is_writable = self.is_writable or segment.may_write
@@ -228,6 +230,9 @@ class Session:
             raise ProtocolError(
                 f"more than {NAMES_LIMIT} prepared statements", sqlstate.PROGRAM_LIMIT_EXCEEDED
             )
+        if not self._left or self.ledger.skipping:
+            return b""
+        return b"".join([self._close_control(name) for name in self._left]) + frontend.flush()
 
     def _count(self, steps: list[Step]) -> None:
         for step in steps:
@@ -264,19 +269,53 @@ class Session:
         self.ledger.expect(expectation)
         return expectation
 
+    def dispatch(self, step: Step) -> tuple[Expectation | None, bytes]:
+        """The bytes of one message, whose replies are expected from now on; None for Flush, which has no reply.
+
+        The server is never left with transaction control under a name: a function's dynamic SQL could EXECUTE it, and
+        so COMMIT behind the gate, which PostgreSQL keeps it from saying itself. So it is parsed for each message that
+        needs it, and closed again in the same write; nobody's code runs in between. What an error has kept from being
+        closed is in `_left` up to the next segment, and the server runs nothing before that.
+        """
+        control = step.control
+        if control is None:
+            return self.expect_step(step), step.frame.raw
+        name = step.source
+        is_query = step.kind == Kind.QUERY
+        parts: list[bytes] = []
+        if step.kind != Kind.PARSE:
+            parsed = Expectation(Kind.PARSE, forward=False)
+            parsed.parked = name
+            parsed.shows_error = not is_query
+            self.ledger.expect(parsed)
+            parts.append(frontend.parse(name, control.text))
+            if is_query:  # behind an error the server would skip it
+                self.ledger.expect(Expectation(Kind.SYNC, forward=False))
+                parts.append(frontend.sync())
+        expectation = self.expect_step(step)
+        if expectation is not None:
+            expectation.parked = name
+        parts.append(step.frame.raw)
+        parts.append(self._close_control(name))
+        if is_query:
+            parts.append(frontend.flush())
+        return expectation, b"".join(parts)
+
+    def _close_control(self, name: bytes) -> bytes:
+        self.ledger.expect(Expectation(Kind.CLOSE, forward=False, name=b"S" + name))
+        return frontend.close(frontend.Kind.STATEMENT, name)
+
     def forward(self, segment: Segment) -> bytes:
         """The bytes of a fast segment; its replies are expected from now on."""
-        self.start(segment, [])
-        return self.forward_part(segment, segment.steps)
+        before = self.start(segment, [])
+        return before + self.forward_part(segment, segment.steps)
 
     def forward_part(self, segment: Segment, steps: list[Step]) -> bytes:
         """The bytes of some steps of a fast segment that has been started with none of them, in order."""
         self._count(steps)
-        for step in steps:
-            self.expect_step(step)
+        raws = [self.dispatch(step)[1] for step in steps]
         if len(steps) == 1 and steps[0].frame.type_code != frontend.FLUSH:
-            return steps[0].frame.raw
-        raws = [step.frame.raw for step in steps]
+            return raws[0]
         end = segment.frames[-1]
         if end.type_code == frontend.FLUSH and steps[-1].frame is end and self.flushes_as_sync(segment):
             raws[-1] = self.sync_for_flush()
@@ -297,6 +336,8 @@ class Session:
         ledger.receive(events)
         if ledger.completed:
             for done in ledger.completed:
+                if done.parked or not done.forward:
+                    self._learn_parked(done)
                 if done.forward:
                     self._learn(done)
             ledger.completed.clear()
@@ -320,12 +361,26 @@ class Session:
         if not self._keeps_portals:
             self.portals.clear()
 
+    def _learn_parked(self, done: Expectation) -> None:
+        """What the server knows of transaction control by name: see `dispatch`."""
+        if done.failed:
+            return
+        if done.kind == Kind.PARSE:
+            if done.parked:
+                self._left[done.parked] = None
+        elif done.kind == Kind.CLOSE:
+            self._left.pop(done.name[1:], None)
+        elif done.parked and done.tags == [b"DEALLOCATE"]:
+            self.statements.forget(done.parked)
+
     def _learn(self, done: Expectation) -> None:
         kind = done.kind
         if kind == Kind.SYNC or kind == Kind.QUERY:
             self._flushed = None
             if self.ledger.status == _IDLE:
                 self.end_transaction()
+            if done.has_dropped_controls:
+                self.statements.forget_controls()
         if done.failed:
             return
         if kind == Kind.PARSE:

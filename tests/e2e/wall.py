@@ -55,6 +55,7 @@ CREATE FUNCTION raise_salaries() RETURNS int LANGUAGE sql SECURITY DEFINER AS
     'UPDATE payroll SET salary = salary + 1 RETURNING id';
 CREATE FUNCTION calm_raise() RETURNS int LANGUAGE plpgsql IMMUTABLE AS
     'BEGIN PERFORM raise_salaries(); RETURN 1; END';
+CREATE FUNCTION run_text(text) RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; RETURN 1; END';
 CREATE VIEW writing_view AS SELECT calm_raise() AS raised;
 -- its values are checked as soon as a text with one of its arrays is analyzed
 CREATE DOMAIN writing_word AS text CHECK (calm_raise() IS NOT NULL);

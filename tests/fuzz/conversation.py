@@ -15,6 +15,7 @@ from sqlwall.proxy.policy import FactsCache, Identity, SessionPolicy, VerdictCac
 from sqlwall.proxy.record import Recorder
 from sqlwall.rules.context import StaticCatalog
 from sqlwall.rules.ruleset import Ruleset
+from sqlwall.rules.verdict import Action
 from sqlwall.session.ledger import CopyState
 from sqlwall.sql.statement import Unparsable
 from sqlwall.store.audit import AuditLog
@@ -52,6 +53,12 @@ class World:
         )
         policy.refresh()
         return policy
+
+    def allows(self, text: str) -> bool:
+        """Whether every statement of a text is allowed."""
+        policy = self.policy()
+        facts = policy.facts(text.encode())
+        return isinstance(facts, tuple) and all(policy.judge(fact).action is Action.ALLOW for fact in facts)
 
 
 class Catalog:
@@ -107,6 +114,9 @@ class Pipe:
         self.is_closed = True
 
     abort = close
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def set_write_buffer_limits(self, high: int) -> None:
         assert high > 0

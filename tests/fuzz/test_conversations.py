@@ -44,7 +44,7 @@ END = [SYNC, frontend.query(b"COMMIT"), frontend.query(b"SELECT 1")]
 #: Refusals of shape, which the server itself would not make, and of writes in a block that a string, or a pipeline
 #: behind its first statement, has opened: such a block is read-only. A string is refused whole where one of its names does not exist.
 SHAPES = re.compile(
-    rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy|executed-command"
+    rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy|embedded-prepare|executed-command"
     rb"|fetched-command)\]|C25006\0|C26000\0"
 )
 
@@ -147,7 +147,9 @@ def test_bytes_of_any_kind_end_in_an_answer_or_in_the_end(
 ) -> None:
     outcome = asyncio.run(converse(world, script, waits=waits, chunk=0))
     assert "payroll" not in outcome.committed
-    check_arrivals(outcome.seen)
+    check_arrivals(
+        [text for text in outcome.seen if not world.allows(text)]
+    )  # bytes may come to another text
     assert b"internal failure" not in outcome.received
 
 

@@ -353,6 +353,65 @@ def test_a_waived_function_is_still_behind_the_gate(open_wall: OpenWall) -> None
         assert guarded(wall) == before
 
 
+#: COMMIT as something that a function's dynamic SQL can EXECUTE: PREPARE takes none, the protocol's Parse does.
+PARSED_COMMITS: dict[str, list[bytes]] = {
+    "commit": [P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("SELECT run_text('EXECUTE c')")],
+    "commit and chain": [P(b"c", b"COMMIT AND CHAIN"), SYNC, q("BEGIN"), q(SNEAKY), q("SELECT run_text('EXECUTE c')"), q("ROLLBACK")],
+    "end": [P(b"c", b"END"), SYNC, q("BEGIN"), q(SNEAKY), q("SELECT run_text('EXECUTE c')")],
+    "in one text": [P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(f"SELECT run_text('{SNEAKY}; EXECUTE c')")],
+    "outside a block": [P(b"c", b"COMMIT"), SYNC, q(f"INSERT INTO orders SELECT 3000, 1, run_text('{SNEAKY}; EXECUTE c')::text")],
+    "in one pipeline": [
+        P(b"c", b"COMMIT"), ex("BEGIN"), ex(SNEAKY), ex("SELECT run_text('EXECUTE c')"), SYNC,
+    ],
+    "bound": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), B(b"p", b"c"), FLUSH, q("SELECT run_text('EXECUTE c')"),
+    ],
+    "described": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), frontend.describe(STATEMENT, b"c"), FLUSH,
+        ex("SELECT run_text('EXECUTE c')"), SYNC,
+    ],
+    "a bind of it that fails": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("SAVEPOINT a"), B(b"p", b"c", (), (0, 1, 1)), SYNC,
+        q("ROLLBACK TO a"), q("SELECT run_text('EXECUTE c')"),
+    ],
+    "made twice": [
+        P(b"c", b"COMMIT"), P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("SELECT run_text('EXECUTE c')"),
+    ],
+    "its name prepared again": [
+        P(b"c", b"COMMIT"), SYNC, q("PREPARE c AS SELECT 1"), q("BEGIN"), q(SNEAKY), q("SELECT run_text('EXECUTE c')"),
+    ],
+    "its name freed in a string": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("SELECT run_text('EXECUTE c'); DEALLOCATE c"),
+    ],
+    "by the name that the server shows": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY),
+        q("SELECT run_text('EXECUTE ' || quote_ident(name)) FROM pg_prepared_statements"),
+    ],
+    "by a portal": [P(b"c", b"COMMIT"), B(b"p", b"c"), q("BEGIN"), B(b"p", b"c"), SYNC, q(SNEAKY), q("SELECT run_text('FETCH p')")],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tricked(
+    postgres: Server, database_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningWall]:
+    """A wall whose ruleset lets the agent call a function that runs any text."""
+    with fresh_database(postgres, database_template) as database:
+        ruleset = waiving(*WAIVED, functions=("public.run_text",))
+        with running_wall(database, tmp_path_factory.mktemp("tricked"), ruleset) as wall:
+            yield wall
+
+
+@pytest.mark.parametrize("name", PARSED_COMMITS)
+def test_a_commit_that_the_protocol_has_parsed_is_no_statement_for_functions(
+    tricked: RunningWall, name: str
+) -> None:
+    tricked.database.execute("UPDATE payroll SET salary = 1000")  # what another attack may have done
+    before = guarded(tricked)
+    attack(tricked, PARSED_COMMITS[name])
+    assert guarded(tricked) == before
+
+
 def test_attacks_leave_no_session_of_the_wall_behind(writing_wall: RunningWall) -> None:
     for name in ("half a message", "a Query inside copy", "a length beyond all", "flush, then terminate"):
         with RawClient(writing_wall.dsn()) as client:
