@@ -371,7 +371,7 @@ PARSED_COMMITS: dict[str, list[bytes]] = {
         ex("SELECT run_text('EXECUTE c')"), SYNC,
     ],
     "a bind of it that fails": [
-        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("SAVEPOINT a"), B(b"p", b"c", (), (0, 1, 1)), SYNC,
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), q("SAVEPOINT a"), B(b"p", b"c"), B(b"p", b"c"), SYNC,
         q("ROLLBACK TO a"), q("SELECT run_text('EXECUTE c')"),
     ],
     "made twice": [

@@ -323,3 +323,85 @@ def test_a_watched_setting_is_kept_from_the_client() -> None:
     shown = parameter_status(b"TimeZone", b"UTC")
     assert book.server(parameter_status(b"client_encoding", b"SJIS"), shown) == shown
     assert len(book.session.ledger.parameters) == 1
+
+
+# -- transaction control under a name, which the server is not left with
+
+COMMIT_PARSED = frontend.parse(b"c", b"commit")
+COMMIT_CLOSED = frontend.close(frontend.Kind.STATEMENT, b"c")
+
+
+def parked() -> Playbook:
+    """A session in which `c` stands for COMMIT."""
+    book = Playbook()
+    segment = book.client(COMMIT_PARSED, SYNC)
+    assert segment is not None
+    assert book.session.forward(segment) == COMMIT_PARSED + COMMIT_CLOSED + SYNC
+    assert book.server(PARSED, CLOSED, IDLE) == PARSED + IDLE
+    return book
+
+
+def sent(book: Playbook, *messages: bytes) -> bytes:
+    segment = book.client(*messages)
+    assert segment is not None and segment.acts == Act.FORWARD
+    return book.session.forward(segment)
+
+
+def test_a_named_commit_is_parsed_for_its_bind_and_closed_again() -> None:
+    book = parked()
+    bind = frontend.bind(b"", b"c")
+    assert sent(book, bind, frontend.execute(b""), SYNC) == (
+        COMMIT_PARSED + bind + COMMIT_CLOSED + frontend.execute(b"") + SYNC
+    )
+    answer = book.server(PARSED, BOUND, CLOSED, command_complete(b"COMMIT"), IDLE)
+    assert answer == BOUND + command_complete(b"COMMIT") + IDLE
+
+
+def test_a_describe_of_it_is_answered_and_an_unnamed_one_is_as_ever() -> None:
+    book = parked()
+    describe = frontend.describe(frontend.Kind.STATEMENT, b"c")
+    assert sent(book, describe, SYNC) == COMMIT_PARSED + describe + COMMIT_CLOSED + SYNC
+    no_parameters = b"t\0\0\0\6\0\0"
+    assert book.server(PARSED, no_parameters, NO_DATA, CLOSED, IDLE) == no_parameters + NO_DATA + IDLE
+    unnamed = frontend.parse(b"", b"commit") + frontend.bind(b"", b"") + frontend.execute(b"") + SYNC
+    assert sent(book, unnamed) == unnamed
+
+
+def test_what_an_error_has_kept_from_being_closed_is_closed_before_anything_else() -> None:
+    book = parked()
+    sent(book, frontend.bind(b"taken", b"c"), SYNC)
+    assert book.server(PARSED, ERROR, IDLE) == ERROR + IDLE
+    assert sent(book, frontend.query(b"select")) == COMMIT_CLOSED + FLUSH + frontend.query(b"select")
+    assert book.server(CLOSED, command_complete(b"SELECT 0"), IDLE) == command_complete(b"SELECT 0") + IDLE
+    assert sent(book, frontend.query(b"select")) == frontend.query(b"select")
+
+
+def test_an_error_of_our_parse_is_the_clients() -> None:
+    book = parked()
+    sent(book, frontend.bind(b"", b"c"), SYNC)
+    assert book.server(ERROR, IDLE) == ERROR + IDLE
+    assert sent(book, frontend.query(b"select")) == frontend.query(b"select")
+
+
+def test_its_name_is_taken_until_it_is_closed() -> None:
+    book = parked()
+    segment = book.client(COMMIT_PARSED, SYNC)
+    assert segment is not None and segment.steps[0].refusal is not None
+    assert segment.steps[0].refusal.sqlstate == "42P05"
+    book = parked()
+    assert (
+        sent(book, COMMIT_CLOSED, COMMIT_PARSED, SYNC) == COMMIT_CLOSED + COMMIT_PARSED + COMMIT_CLOSED + SYNC
+    )
+    assert book.server(CLOSED, PARSED, CLOSED, IDLE) == CLOSED + PARSED + IDLE
+    assert sent(book, COMMIT_CLOSED, SYNC) == COMMIT_CLOSED + SYNC
+    book.server(CLOSED, IDLE)
+    assert sent(book, frontend.parse(b"c", b"select"), SYNC) == frontend.parse(b"c", b"select") + SYNC
+
+
+def test_values_for_it_are_refused() -> None:
+    for name in (b"c", b""):
+        book = parked()
+        parse = frontend.parse(b"", b"commit")
+        segment = book.client(parse, frontend.bind(b"", name, [b"1"]), SYNC)
+        assert segment is not None and segment.steps[-1].refusal is not None
+        assert segment.steps[-1].refusal.rule == "bound-control"
