@@ -176,6 +176,7 @@ class CommitPoint:
             policy.ruleset,
             policy.contexts,
             holds=self._session.has_held_cursor,
+            has_run_code=self._session.has_run_code,
             rolled_back=self._session.has_rolled_back,
             has_written=self.has_baseline,
             guard=self._guard,

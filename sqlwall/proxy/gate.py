@@ -68,13 +68,15 @@ async def examine_commit(
     *,
     holds: bool,
     rolled_back: bool,
+    has_run_code: bool = False,
     has_written: bool = False,
     guard: Guard | None = None,
     find: Callable[[], Awaitable[Findings]] | None = None,
 ) -> Outcome:
     """Ask the server what the open transaction has written, and the ruleset whether it may stay; `guard` snapshots it.
 
-    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT; `rolled_back` that a permitted
+    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT, `has_run_code` that code ran in
+    it which may have declared one; `rolled_back` that a permitted
     write in it was undone by ROLLBACK TO. `has_written` is no more than an expectation: then all is asked at once.
     `find` tells what statements that change definitions have left.
     """
@@ -82,7 +84,7 @@ async def examine_commit(
         answers = await _run(ask, (witness.XID_QUERY, *(_ROUND if has_written and not holds else ())))
         xid = _text(answers[0].rows[0][0])
         if xid is None:
-            return await _commit_nothing(ask, holds=holds)
+            return await _commit_nothing(ask, holds=holds or has_run_code)
         if holds:
             return Refused("a WITH HOLD cursor runs at COMMIT, behind the gate", "with-hold", "")
         state = await _settle_constraints(ask, answers[2] if len(answers) > 1 else None)

@@ -55,7 +55,7 @@ class Lane:
         """Whether a COMMIT may go past this lane if the server says that its block has written nothing."""
         session = self._session
         return block.only_commits(segment) and not (
-            session.has_written or session.has_held_cursor or self._point.has_baseline
+            session.has_written or session.has_held_cursor or session.has_run_code or self._point.has_baseline
         )
 
     async def run(self, segment: Segment, failure: Frame | None = None) -> None:
@@ -338,7 +338,7 @@ class Lane:
         self._line.send_server(b"".join(pending))
         await self._line.settled()
         if segment.frames[-1].type_code != _SYNC or self._ledger.copied:
-            self._session.keep_ours()
+            self._session.keep_ours(is_unsettled=segment.standing.is_unsettled)
             return
         owed = await self._end_ours(event) or self._point.take_notice()
         if owed:

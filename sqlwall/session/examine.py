@@ -96,7 +96,6 @@ class Examination:
         "_segment",
         "_standing",
         "_statements",
-        "_unsettled",
         "_was_open",
     )
 
@@ -107,7 +106,6 @@ class Examination:
         self._segment = segment
         self._standing = segment.standing
         self._was_open = segment.standing.has_run
-        self._unsettled = False
         self._has_write = False
         self._renewed: set[bytes] = set()  # names that this segment has parsed
         self._freed: set[bytes] = set()  # and that it has given up
@@ -242,10 +240,13 @@ class Examination:
         if found is None:
             return self._refuse(step, words.no_such_statement(name))
         step.prepared = found
-        if control_of(found) is not None and frontend.decode_bind(frame).parameters:
-            return self._refuse(step, words.bound_control())
-        if name:
-            step.control, step.source = self._parked(name), name
+        if control_of(found) is not None:
+            if frontend.decode_bind(frame).parameters:
+                return self._refuse(step, words.bound_control())
+            if name:
+                step.control, step.source = self._parked(name), name
+                if step.control is None:
+                    return self._refuse(step, words.no_such_statement(name))
         self._plan(step)
         self._portals.expect(portal, found)
         return step
@@ -257,6 +258,8 @@ class Examination:
         if found is None:
             return self._refuse(step, words.no_such_portal(portal))
         step.prepared = found
+        if control_of(found) is not None and not self._portals.is_pending(portal):
+            return self._refuse(step, words.stale_control())
         for prepared in found:
             if prepared.statement is None:
                 continue
@@ -295,7 +298,7 @@ class Examination:
 
     def _plan(self, step: Step) -> None:
         """Parse and Bind: judged as if they ran, since planning runs IMMUTABLE functions."""
-        if self._unsettled:
+        if self._standing.is_unsettled:
             self._refuse(step, words.unsettled())
             return
         for prepared in step.prepared:
@@ -321,13 +324,13 @@ class Examination:
 
     def _run(self, step: Step, statement: Statement, *, several: bool, is_body: bool = False) -> None:
         """One statement that this message runs, or what was prepared in it."""
-        if self._unsettled:
+        if self._standing.is_unsettled:
             self._refuse(step, words.unsettled())
             return
         if not self._allows(step, statement):
             return
         if only_reads(statement):
-            self._unsettled = unsettles(statement)
+            self._standing.is_unsettled = unsettles(statement)
             return
         changes = body_changes(statement) if is_body else is_change(statement)
         runs_code = unsettles(statement)
@@ -367,7 +370,7 @@ class Examination:
             self._change(step)
             if step.kind == Kind.EXECUTE and starts_copy((statement,)) and not self._is_last(step):
                 self._refuse(step, words.pipelined_copy())
-        self._unsettled = self._unsettled or runs_code
+        self._standing.is_unsettled = self._standing.is_unsettled or runs_code
 
     def _is_last(self, step: Step) -> bool:
         """Whether nothing but a Sync or Flush stands behind it."""

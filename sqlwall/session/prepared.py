@@ -53,6 +53,10 @@ class Names:
         found = self.pending.get(name)
         return found if found is not None else self.confirmed.get(name)
 
+    def is_pending(self, name: bytes) -> bool:
+        """Whether this segment has defined it by Parse or Bind, and nothing else may have defined it since."""
+        return name in self.pending
+
     def expect(self, name: bytes, meaning: Candidates) -> None:
         """The segment defines `name`; it holds once `confirm` is called."""
         self.pending[name] = meaning

@@ -278,6 +278,16 @@ def bound_control() -> Refusal:
     )
 
 
+def stale_control() -> Refusal:
+    """A portal of COMMIT and its like from an earlier pipeline: code may have made a cursor of its name since."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "stale-control",
+        "transaction control that an earlier pipeline has bound [stale-control]",
+        "Send its Bind and Execute in one pipeline.",
+    )
+
+
 def executed_command() -> Refusal:
     """EXECUTE of what a PREPARE could not hold, such as COMMIT: it would do so under the name of an EXECUTE."""
     return _structural(

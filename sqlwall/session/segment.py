@@ -73,10 +73,11 @@ class Standing:
 
     `has_run` says that the open implicit transaction has run or planned something: it can no longer become read-write.
     `is_ours` says that the block is one of ours around the client's implicit transaction, to be judged and committed at
-    its Sync.
+    its Sync. `is_unsettled` says that code has run which may have changed settings, and no ReadyForQuery has followed:
+    only with that does the server tell of those that are watched.
     """
 
-    __slots__ = ("has_run", "in_block", "is_failed", "is_ours", "is_writable")
+    __slots__ = ("has_run", "in_block", "is_failed", "is_ours", "is_unsettled", "is_writable")
 
     def __init__(
         self,
@@ -86,12 +87,14 @@ class Standing:
         is_writable: bool = False,
         has_run: bool = False,
         is_ours: bool = False,
+        is_unsettled: bool = False,
     ) -> None:
         self.in_block = in_block
         self.is_failed = is_failed
         self.is_writable = is_writable
         self.has_run = has_run
         self.is_ours = is_ours
+        self.is_unsettled = is_unsettled
 
     def copy(self) -> Standing:
         """The same, to be changed on its own."""
@@ -101,6 +104,7 @@ class Standing:
             is_writable=self.is_writable,
             has_run=self.has_run,
             is_ours=self.is_ours,
+            is_unsettled=self.is_unsettled,
         )
 
 

@@ -42,6 +42,9 @@ class Session:
         self.has_held_cursor = False  # a WITH HOLD cursor was declared in the open transaction
         self.has_written = False  # a permitted write ran in the open transaction
         self.has_rolled_back = False  # and a ROLLBACK TO may have undone it
+        self.has_run_code = (
+            False  # code ran in the open transaction that may have declared a WITH HOLD cursor
+        )
         self.transactions = (
             0  # how many have ended: what was read in an earlier one says nothing of a later one
         )
@@ -223,6 +226,7 @@ class Session:
         """
         self.ledger.start_batch()
         self.is_writable = self.is_writable or segment.may_write
+        self.has_run_code = self.has_run_code or segment.standing.is_unsettled
         self._count(segment.steps if steps is None else steps)
         if segment.frames[-1].type_code == frontend.FLUSH:
             self._flushed = None if self.flushes_as_sync(segment) else segment.standing
@@ -288,7 +292,9 @@ class Session:
             parsed.parked = name
             parsed.shows_error = not is_query
             self.ledger.expect(parsed)
-            parts.append(frontend.parse(name, control.text))
+            # For a DEALLOCATE anything will do: its portal may be a cursor of somebody's code by now.
+            is_freed = step.kind in (Kind.EXECUTE, Kind.QUERY)
+            parts.append(frontend.parse(name, b"" if is_freed else control.text))
             if is_query:  # behind an error the server would skip it
                 self.ledger.expect(Expectation(Kind.SYNC, forward=False))
                 parts.append(frontend.sync())
@@ -346,9 +352,11 @@ class Session:
                 self.statements.settle()
                 self.portals.settle()
 
-    def keep_ours(self) -> None:
+    def keep_ours(self, *, is_unsettled: bool = False) -> None:
         """The block of ours around the client's implicit transaction stays open: no Sync has ended that yet."""
-        self._flushed = Standing(in_block=True, is_writable=True, has_run=True, is_ours=True)
+        self._flushed = Standing(
+            in_block=True, is_writable=True, has_run=True, is_ours=True, is_unsettled=is_unsettled
+        )
         self.is_writable = True
 
     def end_transaction(self) -> None:
@@ -357,7 +365,7 @@ class Session:
         self._flushed = None
         self.is_writable = False
         self._keeps_portals = self._keeps_portals or self.has_held_cursor
-        self.has_held_cursor = self.has_written = self.has_rolled_back = False
+        self.has_held_cursor = self.has_written = self.has_rolled_back = self.has_run_code = False
         if not self._keeps_portals:
             self.portals.clear()
 

@@ -54,11 +54,14 @@ _CATALOGS: Final = (
     b" OR pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.>) 0"
     b" OR pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) OPERATOR(pg_catalog.>) 0)"
 )
-#: The last row: the transaction's isolation level and the xmin of its snapshot. An answer without it is not complete.
+#: The last row: the transaction's isolation level, the xmin of its snapshot, and how many WITH HOLD cursors it has
+#: declared, a function's dynamic SQL perhaps, which run only at COMMIT. An answer without it is not complete.
 _END: Final = (
     b"SELECT 'end', pg_catalog.current_setting('transaction_isolation'),"
     b" pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text,"
-    b" NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+    b" (SELECT pg_catalog.count(*) FROM pg_catalog.pg_cursor() h WHERE h.is_holdable AND h.creation_time"
+    b" OPERATOR(pg_catalog.>=) pg_catalog.transaction_timestamp())::pg_catalog.text,"
+    b" NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 )
 #: What the open transaction has locked for writing, and which catalogs it has changed. The server plans it anew each
 #: time, since what it has prepared in the agent's session code of the agent's could prepare otherwise: so it is short.
@@ -136,7 +139,8 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """All of them, by object id. `gone` counts locks of relations without a name, `row_locks` FOR UPDATE and its like.
+    """All of them, by object id. `gone` counts locks of relations without a name, `row_locks` FOR UPDATE and its
+    like, `held` cursors WITH HOLD that it has declared.
 
     `is_complete` says that the whole answer to WITNESS_QUERY is in; a baseline never is. `can_defer` says that a
     relation that was written or locked has a trigger or constraint that can wait for the end of the transaction.
@@ -148,6 +152,7 @@ class Witnesses:
     is_complete: bool = False
     can_defer: bool = field(default=False, compare=False)
     moment: Moment = field(default=Moment(), compare=False)
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +205,13 @@ Permitted = Callable[[Operation, str, str], Decision]
 def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
     """The answer to WITNESS_QUERY or BASELINE_QUERY. Raises ValueError if it is not one."""
     relations: dict[str, Witness] = {}
-    gone = row_locks = 0
+    gone = row_locks = held = 0
     can_defer = False
     moment: Moment | None = None
     for row in rows:
         if row[0] == b"end":
             moment = Moment(_text(row[1]), int(row[2] or b""))
+            held = int(row[3] or b"")
             continue
         oid, schema, name, kind, inserted, updated, deleted, mode, *more = map(_text, row)
         reads_all, may_read, defers = more or ("", "", "")
@@ -223,7 +229,7 @@ def decode_witnesses(rows: Iterable[Row]) -> Witnesses:
         relations[oid] = Witness(schema, name, kind, counts, modes | {mode} if mode else modes, rights)
     # What messages should name comes first: what is locked, a table before its TOAST table, which was made after it.
     ordered = dict(sorted(relations.items(), key=lambda one: (not one[1].modes, int(one[0]))))
-    return Witnesses(ordered, gone, row_locks, moment is not None, can_defer, moment or Moment())
+    return Witnesses(ordered, gone, row_locks, moment is not None, can_defer, moment or Moment(), held)
 
 
 def _text(value: bytes | None) -> str:
@@ -249,6 +255,8 @@ def decide(
     """
     if not now.is_complete:
         return Refused("the server did not say what was written")
+    if now.held:
+        return Refused("a WITH HOLD cursor of a function's runs at COMMIT, behind the gate")
     if now.gone != explained.gone:
         return Refused("a table was created or dropped behind the statement")
     is_witnessed = now.row_locks > 0 or rolled_back

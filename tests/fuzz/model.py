@@ -387,7 +387,7 @@ class ModelServer:
                  b"RowExclusiveLock", b"true", b"true", b"true"]
                 for number, name in enumerate(sorted(set(current.writes)))
             ]  # fmt: skip
-            rows.append([b"end", b"read committed", b"7", *[None] * 8])
+            rows.append([b"end", b"read committed", b"7", b"0", *[None] * 7])
         self._reply(*(data_row(row) for row in rows), command_complete(b"SELECT %d" % len(rows)))
 
     def _control(self, text: str, current: Transaction) -> None:

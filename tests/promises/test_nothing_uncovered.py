@@ -391,6 +391,57 @@ PARSED_COMMITS: dict[str, list[bytes]] = {
 }  # fmt: skip
 
 
+def text_of(text: str) -> str:
+    """The SELECT that has a function run the text."""
+    return "SELECT run_text('" + text.replace("'", "''") + "')"
+
+
+#: What a function's dynamic SQL can prepare for later.
+PAY = "UPDATE payroll SET salary = 0"
+READ_WRITE = "SET default_transaction_read_only = off"
+PAY_AND_HIDE = f"{PAY}; SET default_transaction_read_only = on"
+HELD = f"DECLARE h CURSOR WITH HOLD FOR {text_of(PAY)}"
+PAYING_CURSOR = f"CLOSE p; DECLARE p CURSOR FOR {text_of(PAY)}"
+
+DYNAMIC: dict[str, list[bytes]] = {
+    # -- the server tells of a setting with ReadyForQuery only, and a Flush brings none
+    "a setting, flush, commit": [
+        ex("BEGIN READ ONLY"), ex(text_of(READ_WRITE)), FLUSH, ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
+    "a setting, flush, commit of nothing": [
+        ex(text_of(READ_WRITE)), FLUSH, ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
+    "a setting, flush, flush, commit": [
+        ex(text_of(READ_WRITE)), FLUSH, P(b"", b"SELECT 1"), FLUSH, ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
+    "a setting, flush, then a Query": [ex(text_of(READ_WRITE)), FLUSH, q(f"COMMIT; {text_of(PAY_AND_HIDE)}")],
+    # -- a WITH HOLD cursor runs at COMMIT
+    "a held cursor": [q("BEGIN"), q(text_of(HELD)), q("COMMIT")],
+    "a held cursor beside a write": [q("BEGIN"), q(PLAIN), q(text_of(HELD)), q("COMMIT")],
+    "a held cursor outside a block": [q(f"INSERT INTO orders SELECT 4000, 1, ({text_of(HELD)})::text")],
+    "a held cursor in pipelines": [ex("BEGIN"), SYNC, ex(text_of(HELD)), SYNC, ex("COMMIT"), SYNC],
+    "a held cursor, chained": [q("BEGIN"), q(text_of(HELD)), q("COMMIT AND CHAIN"), q("COMMIT")],
+    # -- what a name stood for may be something else by now
+    "a portal of COMMIT replaced": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), B(b"p", b"c"), SYNC, q(text_of(PAYING_CURSOR)),
+        E(b"p"), ex("COMMIT"), SYNC,
+    ],
+    "a portal of ROLLBACK replaced": [
+        P(b"c", b"ROLLBACK"), SYNC, q("BEGIN"), B(b"p", b"c"), SYNC, q(text_of(PAYING_CURSOR)),
+        E(b"p"), ex("COMMIT"), SYNC,
+    ],
+    "a portal of DEALLOCATE replaced": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY),
+        P(b"d", b"DEALLOCATE c"), B(b"p", b"d"), SYNC,
+        q(text_of(f"CLOSE p; DECLARE p CURSOR FOR {text_of('EXECUTE c')}")), E(b"p"), SYNC,
+    ],
+    "a prepared DEALLOCATE replaced": [
+        P(b"c", b"COMMIT"), SYNC, q("BEGIN"), q(SNEAKY), P(b"d", b"DEALLOCATE c"), SYNC,
+        q(text_of(f"DEALLOCATE d; PREPARE d AS {text_of('EXECUTE c')}")), B(b"p", b"d"), E(b"p"), SYNC,
+    ],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def tricked(
     postgres: Server, database_template: str, tmp_path_factory: pytest.TempPathFactory
@@ -409,6 +460,14 @@ def test_a_commit_that_the_protocol_has_parsed_is_no_statement_for_functions(
     tricked.database.execute("UPDATE payroll SET salary = 1000")  # what another attack may have done
     before = guarded(tricked)
     attack(tricked, PARSED_COMMITS[name])
+    assert guarded(tricked) == before
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_what_dynamic_sql_prepares_for_later_is_behind_the_gate_too(tricked: RunningWall, name: str) -> None:
+    tricked.database.execute("UPDATE payroll SET salary = 1000")
+    before = guarded(tricked)
+    attack(tricked, DYNAMIC[name])
     assert guarded(tricked) == before
 
 
