@@ -177,6 +177,7 @@ class CommitPoint:
             policy.contexts,
             holds=self._session.has_held_cursor,
             has_run_code=self._session.has_run_code,
+            has_savepoint=self._session.has_savepoint,
             rolled_back=self._session.has_rolled_back,
             has_written=self.has_baseline,
             guard=self._guard,

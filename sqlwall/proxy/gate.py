@@ -69,6 +69,7 @@ async def examine_commit(
     holds: bool,
     rolled_back: bool,
     has_run_code: bool = False,
+    has_savepoint: bool = False,
     has_written: bool = False,
     guard: Guard | None = None,
     find: Callable[[], Awaitable[Findings]] | None = None,
@@ -84,7 +85,7 @@ async def examine_commit(
         answers = await _run(ask, (witness.XID_QUERY, *(_ROUND if has_written and not holds else ())))
         xid = _text(answers[0].rows[0][0])
         if xid is None:
-            return await _commit_nothing(ask, holds=holds or has_run_code)
+            return await _commit_nothing(ask, holds=holds or has_run_code, has_savepoint=has_savepoint)
         if holds:
             return Refused("a WITH HOLD cursor runs at COMMIT, behind the gate", "with-hold", "")
         state = await _settle_constraints(ask, answers[2] if len(answers) > 1 else None)
@@ -120,9 +121,19 @@ async def _run(ask: Ask, texts: Sequence[bytes]) -> list[Answer]:
     return answers
 
 
-async def _commit_nothing(ask: Ask, *, holds: bool) -> Outcome:
-    """Nothing was written. A WITH HOLD cursor could still write at COMMIT: it must not be able to."""
-    if holds:
+async def _commit_nothing(ask: Ask, *, holds: bool, has_savepoint: bool) -> Outcome:
+    """Nothing was written. A WITH HOLD cursor could still write at COMMIT: it must not be able to.
+
+    Behind a SAVEPOINT it would be: the COMMIT releases that first, and what was set behind it is as it was before
+    (CommitSubTransaction() in access/transam/xact.c).
+    """
+    if holds and has_savepoint:
+        (answer,) = await _run(ask, (witness.HELD_QUERY,))
+        if answer.rows[0][0] != b"0":
+            return Refused(
+                "a WITH HOLD cursor behind a SAVEPOINT runs at COMMIT, behind the gate", "with-hold", ""
+            )
+    elif holds:
         await _run(ask, (b"SET TRANSACTION READ ONLY",))
     return Passed(None)
 

@@ -17,7 +17,7 @@ from sqlwall.session import block
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import Expectation, Kind
 from sqlwall.session.refusal import Refusal
-from sqlwall.session.segment import Act, Segment, Step, only_rolls_back
+from sqlwall.session.segment import Act, Segment, Step, ends_transaction, only_rolls_back
 from sqlwall.wire import frontend
 from sqlwall.wire.backend import TransactionStatus, ready_for_query
 from sqlwall.wire.frames import Frame
@@ -234,6 +234,11 @@ class Lane:
                     break
             if step.act == Act.COMMIT:
                 committing = expectation
+            if segment.is_turned and ends_transaction(step):
+                # Settings that code has changed are told with this: the next transaction must not begin before.
+                pending.append(self._session.sync_for_flush())
+                if not await self._pause(pending):
+                    break
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
                 self._point.begin()
                 pending.append(block.switch(self._ledger, self._aside.new_name()))

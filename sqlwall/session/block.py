@@ -29,7 +29,7 @@ _NULL: Final = b"\xff\xff\xff\xff"
 
 def only_opens(segment: Segment) -> bool:
     """Whether nothing but our switch to read-write has to happen around its messages."""
-    if segment.acts != Act.BEGIN or segment.unread or segment.is_ours:
+    if segment.acts != Act.BEGIN or segment.unread or segment.is_ours or segment.is_turned:
         return False
     if any(step.act not in (Act.FORWARD, Act.BEGIN) for step in segment.steps):
         return False

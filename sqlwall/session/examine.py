@@ -89,6 +89,8 @@ class Examination:
     __slots__ = (
         "_freed",
         "_frees_all",
+        "_has_ended",
+        "_has_run_code",
         "_has_write",
         "_policy",
         "_portals",
@@ -99,7 +101,15 @@ class Examination:
         "_was_open",
     )
 
-    def __init__(self, policy: Policy, statements: Names, portals: Names, segment: Segment) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        statements: Names,
+        portals: Names,
+        segment: Segment,
+        *,
+        has_run_code: bool = False,
+    ) -> None:
         self._policy = policy
         self._statements = statements
         self._portals = portals
@@ -110,6 +120,8 @@ class Examination:
         self._renewed: set[bytes] = set()  # names that this segment has parsed
         self._freed: set[bytes] = set()  # and that it has given up
         self._frees_all = False
+        self._has_ended = False  # a transaction has ended in this segment
+        self._has_run_code = has_run_code  # in this session: names of it may mean something else by now
 
     def run(self) -> None:
         """Fill in the segment's steps, up to the first that is refused or unread."""
@@ -161,6 +173,8 @@ class Examination:
 
     def _frame(self, frame: Frame) -> Step:
         code = frame.type_code
+        if self._has_ended and self._has_run_code and code not in (frontend.SYNC, frontend.FLUSH):
+            self._segment.is_turned = True
         if code == frontend.QUERY:
             return self._query(frame)
         if code == frontend.BIND:
@@ -333,7 +347,9 @@ class Examination:
             self._standing.is_unsettled = unsettles(statement)
             return
         changes = body_changes(statement) if is_body else is_change(statement)
-        runs_code = unsettles(statement)
+        runs_code = unsettles(statement) or (
+            self._has_run_code and (is_executing(statement) or is_fetching(statement))
+        )
         if is_executing(statement):
             found = self._statements.find((statement.prepared or "").encode())
             if found is None:
@@ -354,6 +370,8 @@ class Examination:
             if not all(may_be_fetched(prepared) for prepared in found or ()):
                 self._refuse(step, words.fetched_command())
                 return
+            bodies = [prepared.statement for prepared in found or () if prepared.statement is not None]
+            runs_code = runs_code or not bodies or any(unsettles(body) for body in bodies)
         for effect in statement.effects:
             if effect.operation is Operation.SET and effect.subject is not None:
                 refusal = self._policy.expect_setting(effect.subject, effect.value)
@@ -402,6 +420,7 @@ class Examination:
         elif statement.control is not None and statement.control.verb is Transaction.ROLLBACK_TO:
             standing.is_failed = False
         if ends_block(statement):
+            self._has_ended = True
             standing.in_block = standing.is_failed = standing.is_writable = False
             standing.has_run = True
         elif statement.control is not None and statement.control.chain:

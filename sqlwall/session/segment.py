@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Final
 
 from sqlwall.rules.verdict import Action, SnapshotPolicy, Verdict
+from sqlwall.session.ledger import Kind
 from sqlwall.session.prepared import Prepared
 from sqlwall.session.refusal import Refusal
 from sqlwall.sql.functions import keeps_settings
@@ -114,6 +115,8 @@ class Segment:
     `is_ours` says that it continues an implicit transaction inside a block of ours.
     `time_limit` is the shortest that a verdict gives, in seconds; 0 is none. `may_write` says that some transaction
     block in it may be read-write; `standing` is where it leaves the session.
+    `is_turned` says that a transaction ends in it, and that more stands behind, where a name may have run code that
+    changed settings: a Sync of ours has to bring them to light before.
     """
 
     __slots__ = (
@@ -121,6 +124,7 @@ class Segment:
         "frames",
         "has_control",
         "is_ours",
+        "is_turned",
         "may_write",
         "standing",
         "steps",
@@ -137,12 +141,13 @@ class Segment:
         self.may_write = standing.is_writable
         self.has_control = False
         self.is_ours = standing.is_ours
+        self.is_turned = False
         self.standing = standing
 
     @property
     def is_fast(self) -> bool:
         """Nothing has to happen around any of its messages."""
-        return self.acts == Act.FORWARD and not self.unread and not self.is_ours
+        return self.acts == Act.FORWARD and not self.unread and not self.is_ours and not self.is_turned
 
 
 #: Operations that need a read-write transaction though they name no row.
@@ -217,6 +222,18 @@ def only_rolls_back(step: Step) -> bool:
         and not statement.control.chain
         for statement in found
     )
+
+
+def ends_transaction(step: Step) -> bool:
+    """Whether it is an Execute of COMMIT, ROLLBACK or their like."""
+    return step.kind == Kind.EXECUTE and any(
+        prepared.statement is not None and ends_block(prepared.statement) for prepared in step.prepared
+    )
+
+
+def makes_savepoint(statement: Statement) -> bool:
+    """SAVEPOINT."""
+    return statement.control is not None and statement.control.verb is Transaction.SAVEPOINT
 
 
 def rolls_back_to(statement: Statement) -> bool:

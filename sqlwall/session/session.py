@@ -15,7 +15,7 @@ from sqlwall.errors import ProtocolError
 from sqlwall.session.examine import KINDS, Examination, Policy, standing_of
 from sqlwall.session.ledger import CopyState, Expectation, Kind, Ledger
 from sqlwall.session.prepared import Names
-from sqlwall.session.segment import Act, Segment, Standing, Step, rolls_back_to, starts_copy
+from sqlwall.session.segment import Act, Segment, Standing, Step, makes_savepoint, rolls_back_to, starts_copy
 from sqlwall.wire import frontend, sqlstate
 from sqlwall.wire.frames import Event, Frame
 
@@ -42,8 +42,9 @@ class Session:
         self.has_held_cursor = False  # a WITH HOLD cursor was declared in the open transaction
         self.has_written = False  # a permitted write ran in the open transaction
         self.has_rolled_back = False  # and a ROLLBACK TO may have undone it
+        self.has_savepoint = False  # a SAVEPOINT may be open
         self.has_run_code = (
-            False  # code ran in the open transaction that may have declared a WITH HOLD cursor
+            False  # code ran that may have declared a WITH HOLD cursor, or given names other meanings
         )
         self.transactions = (
             0  # how many have ended: what was read in an earlier one says nothing of a later one
@@ -208,7 +209,10 @@ class Session:
         """The same for a segment that is too long to be examined at once."""
         self.statements.begin()
         self.portals.begin()
-        return Examination(self.policy, self.statements, self.portals, Segment(frames, self.standing()))
+        segment = Segment(frames, self.standing())
+        return Examination(
+            self.policy, self.statements, self.portals, segment, has_run_code=self.has_run_code
+        )
 
     def standing(self) -> Standing:
         flushed = self._flushed
@@ -229,6 +233,8 @@ class Session:
         self.has_run_code = self.has_run_code or segment.standing.is_unsettled
         self._count(segment.steps if steps is None else steps)
         if segment.frames[-1].type_code == frontend.FLUSH:
+            if self.has_run_code and segment.standing.has_run:
+                segment.standing.is_unsettled = True  # by what a name may mean by now
             self._flushed = None if self.flushes_as_sync(segment) else segment.standing
         if len(self.statements.confirmed) + len(self.portals.confirmed) > NAMES_LIMIT:
             raise ProtocolError(
@@ -244,11 +250,13 @@ class Session:
             for statement in step.statements:
                 self.has_rolled_back = self.has_rolled_back or (self.has_written and rolls_back_to(statement))
                 self.has_held_cursor = self.has_held_cursor or statement.hold
+                self.has_savepoint = self.has_savepoint or makes_savepoint(statement)
             for prepared in step.prepared:
                 if prepared.statement is not None:
                     again = self.has_written and rolls_back_to(prepared.statement)
                     self.has_rolled_back = self.has_rolled_back or again
                     self.has_held_cursor = self.has_held_cursor or prepared.statement.hold
+                    self.has_savepoint = self.has_savepoint or makes_savepoint(prepared.statement)
 
     def flushes_as_sync(self, segment: Segment) -> bool:
         """Whether its Flush may go as a Sync: only Parse, Describe and Close, and no transaction to be ended by it.
@@ -365,7 +373,7 @@ class Session:
         self._flushed = None
         self.is_writable = False
         self._keeps_portals = self._keeps_portals or self.has_held_cursor
-        self.has_held_cursor = self.has_written = self.has_rolled_back = self.has_run_code = False
+        self.has_held_cursor = self.has_written = self.has_rolled_back = self.has_savepoint = False
         if not self._keeps_portals:
             self.portals.clear()
 

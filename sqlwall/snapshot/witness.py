@@ -54,14 +54,17 @@ _CATALOGS: Final = (
     b" OR pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.>) 0"
     b" OR pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid) OPERATOR(pg_catalog.>) 0)"
 )
+#: How many WITH HOLD cursors the transaction has declared.
+HELD_QUERY: Final = (
+    b"SELECT pg_catalog.count(*)::pg_catalog.text FROM pg_catalog.pg_cursor() h WHERE h.is_holdable"
+    b" AND h.creation_time OPERATOR(pg_catalog.>=) pg_catalog.transaction_timestamp()"
+)
 #: The last row: the transaction's isolation level, the xmin of its snapshot, and how many WITH HOLD cursors it has
 #: declared, a function's dynamic SQL perhaps, which run only at COMMIT. An answer without it is not complete.
 _END: Final = (
     b"SELECT 'end', pg_catalog.current_setting('transaction_isolation'),"
     b" pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text,"
-    b" (SELECT pg_catalog.count(*) FROM pg_catalog.pg_cursor() h WHERE h.is_holdable AND h.creation_time"
-    b" OPERATOR(pg_catalog.>=) pg_catalog.transaction_timestamp())::pg_catalog.text,"
-    b" NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+    b" (" + HELD_QUERY + b"), NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 )
 #: What the open transaction has locked for writing, and which catalogs it has changed. The server plans it anew each
 #: time, since what it has prepared in the agent's session code of the agent's could prepare otherwise: so it is short.

@@ -45,7 +45,7 @@ END = [SYNC, frontend.query(b"COMMIT"), frontend.query(b"SELECT 1")]
 #: behind its first statement, has opened: such a block is read-only. A string is refused whole where one of its names does not exist.
 SHAPES = re.compile(
     rb"\[(mixed-write|flushed-write|embedded-transaction-control|read-only|unsettled-pipeline|pipelined-copy|embedded-prepare|executed-command"
-    rb"|fetched-command)\]|C25006\0|C26000\0"
+    rb"|fetched-command|stale-control)\]|C25006\0|C26000\0"
 )
 
 texts, names = st.sampled_from(TEXTS), st.sampled_from(NAMES)

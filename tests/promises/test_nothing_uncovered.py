@@ -421,6 +421,40 @@ DYNAMIC: dict[str, list[bytes]] = {
     "a held cursor outside a block": [q(f"INSERT INTO orders SELECT 4000, 1, ({text_of(HELD)})::text")],
     "a held cursor in pipelines": [ex("BEGIN"), SYNC, ex(text_of(HELD)), SYNC, ex("COMMIT"), SYNC],
     "a held cursor, chained": [q("BEGIN"), q(text_of(HELD)), q("COMMIT AND CHAIN"), q("COMMIT")],
+    "a held cursor behind a savepoint": [q("BEGIN"), q("SAVEPOINT a"), q(text_of(HELD)), q("COMMIT")],
+    "a held cursor of its own behind a savepoint": [q("BEGIN"), q("SAVEPOINT a"), q(HELD), q("COMMIT")],
+    "a held cursor by a FETCH": [
+        q("BEGIN"), P(b"", text_of(HELD).encode()), B(b"k", b""), SYNC, q("FETCH k"), q("COMMIT"),
+    ],
+    "a setting by a FETCH": [
+        q("BEGIN READ ONLY"), q(f"DECLARE k CURSOR FOR {text_of(READ_WRITE)}"),
+        ex("FETCH k"), ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
+    "a setting by a FETCH, in a string": [
+        q("BEGIN READ ONLY"), q(f"DECLARE k CURSOR FOR {text_of(READ_WRITE)}"),
+        q(f"FETCH k; COMMIT; {text_of(PAY_AND_HIDE)}"),
+    ],
+    "a setting by a cursor of the code's": [
+        q("BEGIN READ ONLY"), q(text_of(f"DECLARE k CURSOR FOR {text_of(READ_WRITE)}")),
+        ex("FETCH k"), ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
+    "a setting by a replaced statement": [
+        P(b"x", b"SELECT 1"), SYNC, q(text_of(f"DEALLOCATE x; PREPARE x AS {text_of(READ_WRITE)}")),
+        B(b"", b"x"), E(b""), ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
+    "a setting by a replaced statement, flush": [
+        P(b"x", b"SELECT 1"), SYNC, q(text_of(f"DEALLOCATE x; PREPARE x AS {text_of(READ_WRITE)}")),
+        B(b"", b"x"), E(b""), FLUSH, q(f"COMMIT; {text_of(PAY_AND_HIDE)}"),
+    ],
+    "a setting by a replaced statement, in a string": [
+        q("PREPARE x AS SELECT 1"), q(text_of(f"DEALLOCATE x; PREPARE x AS {text_of(READ_WRITE)}")),
+        q(f"EXECUTE x; COMMIT; {text_of(PAY_AND_HIDE)}"),
+    ],
+    "a setting by a replaced portal": [
+        q("BEGIN READ ONLY"), P(b"", b"SELECT 1"), B(b"k", b""), SYNC,
+        q(text_of(f"CLOSE k; DECLARE k CURSOR FOR {text_of(READ_WRITE)}")),
+        E(b"k"), ex("COMMIT"), ex(text_of(PAY_AND_HIDE)), SYNC,
+    ],
     # -- what a name stood for may be something else by now
     "a portal of COMMIT replaced": [
         P(b"c", b"COMMIT"), SYNC, q("BEGIN"), B(b"p", b"c"), SYNC, q(text_of(PAYING_CURSOR)),
