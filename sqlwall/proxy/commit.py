@@ -130,8 +130,9 @@ class CommitPoint:
             return None
         return await self._definitions.after()
 
-    async def pass_gate(self, event: str, commit: bytes | None) -> bytes:
-        """Let the open transaction be judged, and committed by `commit` if that is given.
+    async def pass_gate(self, event: str, commit: bytes | None, *, chains: bool = False) -> bytes:
+        """Let the open transaction be judged, and committed by `commit` if that is given; `chains` says that
+        the client's COMMIT opens another block like it.
 
         Empty if it passed; otherwise the ErrorResponse for the client, and the transaction is rolled back.
         """
@@ -139,7 +140,9 @@ class CommitPoint:
             self._line.policy.refresh()
             if self._guard is not None and self.has_baseline:
                 self._guard.look_ahead()
-            outcome = gate.Failed(self.failure) if self.failure is not None else await self._examine()
+            outcome = (
+                gate.Failed(self.failure) if self.failure is not None else await self._examine(chains=chains)
+            )
             await self._make_durable(outcome, event)
             if isinstance(outcome, gate.Passed):
                 if commit is None:
@@ -168,7 +171,7 @@ class CommitPoint:
         self._baseline_of = -1
         return error
 
-    async def _examine(self) -> gate.Outcome:
+    async def _examine(self, *, chains: bool) -> gate.Outcome:
         policy = self._line.policy
         return await gate.examine_commit(
             self._aside.ask_texts,
@@ -176,8 +179,7 @@ class CommitPoint:
             policy.ruleset,
             policy.contexts,
             holds=self._session.has_held_cursor,
-            has_run_code=self._session.has_run_code,
-            has_savepoint=self._session.has_savepoint,
+            outlives_lock=self._session.has_savepoint or chains,
             rolled_back=self._session.has_rolled_back,
             has_written=self.has_baseline,
             guard=self._guard,

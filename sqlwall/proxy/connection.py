@@ -202,7 +202,7 @@ class Connection:
             if asked.has_none and self._cancelling is None and self.note_reads(segment.steps):
                 self.recorder.nothing_written()
                 self._is_in_lane = False
-                self.send_server(self.session.forward(segment))
+                self.send_server(block.committing(self.session, segment, words.poison(self.new_nonce())))
                 return
         except Exception as error:  # noqa: BLE001
             self._fail(error)

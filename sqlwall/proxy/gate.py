@@ -68,24 +68,23 @@ async def examine_commit(
     *,
     holds: bool,
     rolled_back: bool,
-    has_run_code: bool = False,
-    has_savepoint: bool = False,
+    outlives_lock: bool = False,
     has_written: bool = False,
     guard: Guard | None = None,
     find: Callable[[], Awaitable[Findings]] | None = None,
 ) -> Outcome:
     """Ask the server what the open transaction has written, and the ruleset whether it may stay; `guard` snapshots it.
 
-    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT, `has_run_code` that code ran in
-    it which may have declared one; `rolled_back` that a permitted
-    write in it was undone by ROLLBACK TO. `has_written` is no more than an expectation: then all is asked at once.
+    `holds` says that a WITH HOLD cursor was declared in it, which runs only at COMMIT; `outlives_lock` that it cannot
+    be made read-only for its COMMIT; `rolled_back` that a permitted write in it was undone by ROLLBACK TO.
+    `has_written` is no more than an expectation: then all is asked at once.
     `find` tells what statements that change definitions have left.
     """
     try:
         answers = await _run(ask, (witness.XID_QUERY, *(_ROUND if has_written and not holds else ())))
         xid = _text(answers[0].rows[0][0])
         if xid is None:
-            return await _commit_nothing(ask, holds=holds or has_run_code, has_savepoint=has_savepoint)
+            return await _commit_nothing(ask, outlives_lock=outlives_lock)
         if holds:
             return Refused("a WITH HOLD cursor runs at COMMIT, behind the gate", "with-hold", "")
         state = await _settle_constraints(ask, answers[2] if len(answers) > 1 else None)
@@ -121,21 +120,24 @@ async def _run(ask: Ask, texts: Sequence[bytes]) -> list[Answer]:
     return answers
 
 
-async def _commit_nothing(ask: Ask, *, holds: bool, has_savepoint: bool) -> Outcome:
-    """Nothing was written. A WITH HOLD cursor could still write at COMMIT: it must not be able to.
+async def _commit_nothing(ask: Ask, *, outlives_lock: bool) -> Outcome:
+    """Nothing was written. A WITH HOLD cursor, which code that no text names may have declared, could still write at
+    COMMIT: it must not be able to.
 
     Behind a SAVEPOINT it would be: the COMMIT releases that first, and what was set behind it is as it was before
-    (CommitSubTransaction() in access/transam/xact.c).
+    (CommitSubTransaction() in access/transam/xact.c). And COMMIT AND CHAIN would begin the next block read-only.
     """
-    if holds and has_savepoint:
-        (answer,) = await _run(ask, (witness.HELD_QUERY,))
-        if answer.rows[0][0] != b"0":
-            return Refused(
-                "a WITH HOLD cursor behind a SAVEPOINT runs at COMMIT, behind the gate", "with-hold", ""
-            )
-    elif holds:
+    if not outlives_lock:
         await _run(ask, (b"SET TRANSACTION READ ONLY",))
-    return Passed(None)
+        return Passed(None)
+    (answer,) = await _run(ask, (witness.HELD_QUERY,))
+    if answer.rows[0][0] == b"0":
+        return Passed(None)
+    return Refused(
+        "a WITH HOLD cursor behind a SAVEPOINT, or before AND CHAIN, runs at COMMIT, behind the gate",
+        "with-hold",
+        "",
+    )
 
 
 async def _settle_constraints(ask: Ask, asked: Answer | None) -> witness.Witnesses | Refused:

@@ -17,7 +17,7 @@ from sqlwall.session import block
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import Expectation, Kind
 from sqlwall.session.refusal import Refusal
-from sqlwall.session.segment import Act, Segment, Step, ends_transaction, only_rolls_back
+from sqlwall.session.segment import Act, Segment, Step, chains, ends_transaction, only_rolls_back
 from sqlwall.wire import frontend
 from sqlwall.wire.backend import TransactionStatus, ready_for_query
 from sqlwall.wire.frames import Frame
@@ -55,7 +55,11 @@ class Lane:
         """Whether a COMMIT may go past this lane if the server says that its block has written nothing."""
         session = self._session
         return block.only_commits(segment) and not (
-            session.has_written or session.has_held_cursor or session.has_run_code or self._point.has_baseline
+            session.has_written
+            or session.has_held_cursor
+            or session.has_run_code
+            or session.has_savepoint
+            or self._point.has_baseline
         )
 
     async def run(self, segment: Segment, failure: Frame | None = None) -> None:
@@ -189,7 +193,7 @@ class Lane:
         self._session.end_transaction()
 
     async def _commit_query(self, step: Step, event: str) -> None:
-        error = await self._point.pass_gate(event, None)
+        error = await self._point.pass_gate(event, None, chains=chains(step))
         if error:
             self._line.send_client(error + _IDLE_NOW)
             self._session.end_transaction()
@@ -270,7 +274,7 @@ class Lane:
         elif step.act == Act.COMMIT:
             if not await self._pause(pending):
                 return False
-            return await self._gate_in_pipeline(event)
+            return await self._gate_in_pipeline(step, event)
         return True
 
     async def _pause(self, pending: list[bytes]) -> bool:
@@ -281,9 +285,9 @@ class Lane:
             await self._line.settled()
         return not self._ledger.skipping
 
-    async def _gate_in_pipeline(self, event: str) -> bool:
+    async def _gate_in_pipeline(self, step: Step, event: str) -> bool:
         """The gate before an Execute of COMMIT. An error is given to the client, and the rest to Sync is skipped."""
-        error = await self._point.pass_gate(event, None)
+        error = await self._point.pass_gate(event, None, chains=chains(step))
         if not error:
             self._point.begin()
             return not self._ledger.skipping

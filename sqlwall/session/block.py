@@ -19,6 +19,8 @@ from sqlwall.wire.frames import Frame
 
 _READ_WRITE: Final = b"SET TRANSACTION READ WRITE"
 _READ_WRITE_QUERY: Final = frontend.query(_READ_WRITE)
+_READ_ONLY: Final = b"SET TRANSACTION READ ONLY"
+_READ_ONLY_QUERY: Final = frontend.query(_READ_ONLY)
 
 #: pg_current_xact_id_if_assigned() in every version since 13 (pg_proc.dat). Called by its object id it needs no text to
 #: be read and planned, and no name that could be another's.
@@ -71,7 +73,7 @@ def switch(ledger: Ledger, name: bytes) -> bytes:
 
 def only_commits(segment: Segment) -> bool:
     """Whether nothing in it makes the server read, plan or run anything but one COMMIT."""
-    if segment.acts != Act.COMMIT or segment.unread or segment.is_ours:
+    if segment.acts != Act.COMMIT or segment.unread or segment.is_ours or segment.is_turned:
         return False
     portal: bytes | None = None
     for step in segment.steps:
@@ -89,6 +91,19 @@ def only_commits(segment: Segment) -> bool:
         elif kind != Kind.SYNC:
             return False
     return len(segment.frames) == 1 or segment.frames[-1].type_code == frontend.SYNC
+
+
+def committing(session: Session, segment: Segment, name: bytes) -> bytes:
+    """The bytes of such a segment where nothing has been written; their replies are expected from now on.
+
+    Code that no text names may have declared a WITH HOLD cursor, which runs at COMMIT: it finds the block read-only. As
+    a Query of ours would, a client's own drops the unnamed statement, which a pipeline may be about to bind.
+    """
+    if segment.frames[0].type_code == frontend.QUERY:
+        session.ledger.expect(Expectation(Kind.QUERY, forward=False))
+        return _READ_ONLY_QUERY + session.forward(segment)
+    lock = Internal(name, _READ_ONLY).messages(session.ledger, sync=False, on_error=words.rolled_back(""))
+    return lock + session.forward(segment)
 
 
 def _only_statement(step: Step) -> Statement | None:

@@ -35,6 +35,7 @@ from sqlwall.session.segment import (
     opens_block,
     starts_copy,
     takes_snapshot,
+    turns_unseen,
     unsettles,
     without_snapshot,
 )
@@ -173,7 +174,7 @@ class Examination:
 
     def _frame(self, frame: Frame) -> Step:
         code = frame.type_code
-        if self._has_ended and self._has_run_code and code not in (frontend.SYNC, frontend.FLUSH):
+        if self._has_ended and code != frontend.SYNC:
             self._segment.is_turned = True
         if code == frontend.QUERY:
             return self._query(frame)
@@ -203,6 +204,9 @@ class Examination:
         if len(self._segment.frames) > 1 and any(s.control is not None or is_change(s) for s in facts):
             return self._refuse(step, words.mixed_write())
         several = len(facts) > 1
+        may_have_set = self._standing.in_block or self._standing.has_run
+        if several and turns_unseen(facts, may_have_set=may_have_set):
+            return self._refuse(step, words.turned_string())
         for statement in facts:
             self._run(step, statement, several=several)
             if step.act == Act.REFUSE or not self._may_name(step, statement, several=several):
@@ -424,6 +428,7 @@ class Examination:
             standing.in_block = standing.is_failed = standing.is_writable = False
             standing.has_run = True
         elif statement.control is not None and statement.control.chain:
+            self._has_ended = self._has_ended or commits(statement)
             standing.is_failed = False
 
     def _open(self, step: Step, statement: Statement, *, several: bool) -> None:

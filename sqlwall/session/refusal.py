@@ -238,6 +238,16 @@ def embedded_control() -> Refusal:
     )
 
 
+def turned_string() -> Refusal:
+    """A COMMIT in a string with more behind it: what ran before may have changed what a transaction begins as."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "embedded-transaction-control",
+        "a statement behind a COMMIT in a string of several statements [embedded-transaction-control]",
+        "Send what stands behind the COMMIT by itself.",
+    )
+
+
 def mixed_write() -> Refusal:
     """A write outside a block in the same pipeline as transaction control, or before a Query without Sync."""
     return _structural(

@@ -115,8 +115,8 @@ class Segment:
     `is_ours` says that it continues an implicit transaction inside a block of ours.
     `time_limit` is the shortest that a verdict gives, in seconds; 0 is none. `may_write` says that some transaction
     block in it may be read-write; `standing` is where it leaves the session.
-    `is_turned` says that a transaction ends in it, and that more stands behind, where a name may have run code that
-    changed settings: a Sync of ours has to bring them to light before.
+    `is_turned` says that a transaction ends in it, and that more stands behind. Code may have changed settings in it,
+    with which the next would begin: a Sync of ours has to bring them to light before.
     """
 
     __slots__ = (
@@ -150,6 +150,10 @@ class Segment:
         return self.acts == Act.FORWARD and not self.unread and not self.is_ours and not self.is_turned
 
 
+#: What alone runs no code.
+_STILL: Final = frozenset(
+    {Operation.SELECT, Operation.FUNCTION, Operation.SHOW, Operation.SET, Operation.RESET}
+)
 #: Operations that need a read-write transaction though they name no row.
 _DEFINING: Final = frozenset(
     {
@@ -225,10 +229,58 @@ def only_rolls_back(step: Step) -> bool:
 
 
 def ends_transaction(step: Step) -> bool:
-    """Whether it is an Execute of COMMIT, ROLLBACK or their like."""
+    """Whether it is an Execute of COMMIT, ROLLBACK or their like, with or without AND CHAIN."""
     return step.kind == Kind.EXECUTE and any(
-        prepared.statement is not None and ends_block(prepared.statement) for prepared in step.prepared
+        prepared.statement is not None and turns(prepared.statement) for prepared in step.prepared
     )
+
+
+def turns(statement: Statement) -> bool:
+    """Whether one transaction ends with it, so that what code has set in it lasts."""
+    return ends_block(statement) or commits(statement)
+
+
+def chains(step: Step) -> bool:
+    """Whether one of its statements is a COMMIT AND CHAIN or the like."""
+    found = step.statements or tuple([p.statement for p in step.prepared if p.statement is not None])
+    return any(statement.control is not None and statement.control.chain for statement in found)
+
+
+def is_still(statement: Statement) -> bool:
+    """Whether it surely runs no code of a user's: it names no relation, whose view, policy or domain may run some."""
+    if statement.control is not None:
+        return True
+    if is_executing(statement) or is_fetching(statement) or unsettles(statement):
+        return False
+    if any(
+        function.kind != "function" and function.schema != "pg_catalog" for function in statement.functions
+    ):
+        return False
+    return bool(statement.effects) and all(
+        effect.operation in _STILL and effect.relation is None for effect in statement.effects
+    )
+
+
+def turns_unseen(statements: tuple[Statement, ...], *, may_have_set: bool) -> bool:
+    """Whether code may run in a transaction of a string that begins behind a COMMIT in it.
+
+    What ran before that, or a WITH HOLD cursor in it, may have made transactions begin read-write, and the server
+    tells of settings behind the whole string only. What could hide them until then is as bad, behind a BEGIN.
+    `may_have_set` says that code may have run before the string, in the transaction that is open.
+    """
+    has_committed = has_begun = False
+    for statement in statements:
+        if has_committed and (not is_still(statement) or (has_begun and _sets(statement))):
+            return True
+        has_begun = has_begun or (has_committed and opens_block(statement))
+        has_committed = has_committed or (may_have_set and commits(statement))
+        may_have_set = may_have_set or not is_still(statement)
+    return False
+
+
+def _sets(statement: Statement) -> bool:
+    """SET or RESET."""
+    return any(effect.operation in (Operation.SET, Operation.RESET) for effect in statement.effects)
 
 
 def makes_savepoint(statement: Statement) -> bool:
