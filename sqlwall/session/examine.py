@@ -351,9 +351,7 @@ class Examination:
             self._standing.is_unsettled = unsettles(statement)
             return
         changes = body_changes(statement) if is_body else is_change(statement)
-        runs_code = unsettles(statement) or (
-            self._has_run_code and (is_executing(statement) or is_fetching(statement))
-        )
+        runs_code = unsettles(statement)
         if is_executing(statement):
             found = self._statements.find((statement.prepared or "").encode())
             if found is None:

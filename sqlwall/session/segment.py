@@ -252,10 +252,8 @@ def is_still(statement: Statement) -> bool:
         return True
     if is_executing(statement) or is_fetching(statement) or unsettles(statement):
         return False
-    if any(
-        function.kind != "function" and function.schema != "pg_catalog" for function in statement.functions
-    ):
-        return False
+    if any(function.schema != "pg_catalog" for function in statement.functions):
+        return False  # a name of PostgreSQL's may be another's, too
     return bool(statement.effects) and all(
         effect.operation in _STILL and effect.relation is None for effect in statement.effects
     )

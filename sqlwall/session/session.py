@@ -233,8 +233,6 @@ class Session:
         self.has_run_code = self.has_run_code or segment.standing.is_unsettled
         self._count(segment.steps if steps is None else steps)
         if segment.frames[-1].type_code == frontend.FLUSH:
-            if self.has_run_code and segment.standing.has_run:
-                segment.standing.is_unsettled = True  # by what a name may mean by now
             self._flushed = None if self.flushes_as_sync(segment) else segment.standing
         if len(self.statements.confirmed) + len(self.portals.confirmed) > NAMES_LIMIT:
             raise ProtocolError(
