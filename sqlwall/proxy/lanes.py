@@ -57,7 +57,6 @@ class Lane:
         return block.only_commits(segment) and not (
             session.has_written
             or session.has_held_cursor
-            or session.has_run_code
             or session.has_savepoint
             or self._point.has_baseline
         )

@@ -91,7 +91,6 @@ class Examination:
         "_freed",
         "_frees_all",
         "_has_ended",
-        "_has_run_code",
         "_has_write",
         "_policy",
         "_portals",
@@ -108,8 +107,6 @@ class Examination:
         statements: Names,
         portals: Names,
         segment: Segment,
-        *,
-        has_run_code: bool = False,
     ) -> None:
         self._policy = policy
         self._statements = statements
@@ -122,7 +119,6 @@ class Examination:
         self._freed: set[bytes] = set()  # and that it has given up
         self._frees_all = False
         self._has_ended = False  # a transaction has ended in this segment
-        self._has_run_code = has_run_code  # in this session: names of it may mean something else by now
 
     def run(self) -> None:
         """Fill in the segment's steps, up to the first that is refused or unread."""

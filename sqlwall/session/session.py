@@ -43,9 +43,6 @@ class Session:
         self.has_written = False  # a permitted write ran in the open transaction
         self.has_rolled_back = False  # and a ROLLBACK TO may have undone it
         self.has_savepoint = False  # a SAVEPOINT may be open
-        self.has_run_code = (
-            False  # code ran that may have declared a WITH HOLD cursor, or given names other meanings
-        )
         self.transactions = (
             0  # how many have ended: what was read in an earlier one says nothing of a later one
         )
@@ -210,9 +207,7 @@ class Session:
         self.statements.begin()
         self.portals.begin()
         segment = Segment(frames, self.standing())
-        return Examination(
-            self.policy, self.statements, self.portals, segment, has_run_code=self.has_run_code
-        )
+        return Examination(self.policy, self.statements, self.portals, segment)
 
     def standing(self) -> Standing:
         flushed = self._flushed
@@ -230,7 +225,6 @@ class Session:
         """
         self.ledger.start_batch()
         self.is_writable = self.is_writable or segment.may_write
-        self.has_run_code = self.has_run_code or segment.standing.is_unsettled
         self._count(segment.steps if steps is None else steps)
         if segment.frames[-1].type_code == frontend.FLUSH:
             self._flushed = None if self.flushes_as_sync(segment) else segment.standing

@@ -1,13 +1,16 @@
 """What an honest client hears is what the server says, byte for byte, before and after a function has run."""
 
 from __future__ import annotations
+
 from collections.abc import Iterator
+
 import pytest
+
 from sqlwall.wire import frontend
 from tests.e2e.wall import APP, APP_PASSWORD, WAIVED, RunningWall, running_wall, waiving
 from tests.e2e.wire import FLUSH, SYNC, RawClient
 from tests.postgres import Server, fresh_database
-from tests.promises.test_nothing_uncovered import P, B, STATEMENT, PORTAL, ex, q
+from tests.promises.test_nothing_uncovered import PORTAL, STATEMENT, B, P, ex, q
 
 
 def e(portal: bytes, rows: int = 0) -> bytes:

@@ -1,15 +1,15 @@
 """Code that no text names: a view, a trigger, a domain."""
 
 from __future__ import annotations
+
 from collections.abc import Iterator
+
 import pytest
+
 from tests.e2e.wall import WAIVED, RunningWall, running_wall, waiving
 from tests.e2e.wire import FLUSH, SYNC
 from tests.postgres import Server, fresh_database
 from tests.promises.test_nothing_uncovered import (
-    P,
-    B,
-    E,
     HELD,
     PAY,
     PAY_AND_HIDE,
