@@ -100,8 +100,7 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self._is_in_lane = False
-        self._committing: Segment | None = None  # until the server has answered `_question`
-        self._question = block.XidQuestion()
+        self._question: block.XidQuestion | None = None  # until the server has answered it
         self._is_draining = False
         self._is_stalled = (
             False  # refusals that the client does not read hold up what it has sent behind them
@@ -189,15 +188,15 @@ class Connection:
             return
         self._is_in_lane = True
         if self._lane.may_pass(segment):
-            self._committing, self._question = segment, block.XidQuestion()
-            self.send_server(self._question.message(session.ledger))
+            self._question = question = block.XidQuestion(segment)
+            self.send_server(question.message(session.ledger))
         else:
             self._tasks.spawn(self._run_lane(segment), f"lane of {self.agent}")
 
-    def _commit(self, segment: Segment) -> None:
+    def _commit(self, asked: block.XidQuestion) -> None:
         """The server has said whether a block that no write was permitted in has written. Most have not."""
-        self._committing = None
-        asked = self._question
+        self._question = None
+        segment = asked.segment
         try:
             if asked.has_none and self._cancelling is None and self.note_reads(segment.steps):
                 self.recorder.nothing_written()
@@ -341,8 +340,8 @@ class Connection:
             if self._waiter is not None:
                 if not self._waiter.done():
                     self._waiter.set_result(None)
-            elif self._committing is not None:
-                self._commit(self._committing)
+            elif self._question is not None:
+                self._commit(self._question)
             elif not self._is_in_lane:
                 self._finish_batch()
         elif ledger.copy == CopyState.IN:

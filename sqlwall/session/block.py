@@ -114,14 +114,15 @@ def _only_statement(step: Step) -> Statement | None:
 
 
 class XidQuestion:
-    """Whether the open transaction has an id, that is, whether it can have written anything.
+    """Whether the open transaction has an id, that is, whether it can have written anything, asked for a COMMIT.
 
     To be asked on an idle line inside a transaction block.
     """
 
-    __slots__ = ("_expectation",)
+    __slots__ = ("_expectation", "segment")
 
-    def __init__(self) -> None:
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
         self._expectation = Expectation(Kind.QUERY, forward=False)
 
     def message(self, ledger: Ledger) -> bytes:

@@ -30,9 +30,14 @@ Candidates = tuple[Prepared, ...]
 def control_of(found: Candidates | None) -> Prepared | None:
     """The transaction control among what a name may stand for."""
     for one in found or ():
-        if not one.is_body and one.statement is not None and one.statement.control is not None:
+        if is_control(one):
             return one
     return None
+
+
+def is_control(one: Prepared) -> bool:
+    """Whether what was prepared is transaction control."""
+    return not one.is_body and one.statement is not None and one.statement.control is not None
 
 
 @dataclass(slots=True)
@@ -86,13 +91,11 @@ class Names:
     def forget_controls(self) -> None:
         """No name stands for transaction control any more: only what SQL itself prepared may have come behind that."""
         for name, found in list(self.confirmed.items()):
-            control = control_of(found)
-            if control is not None:
-                others = tuple([one for one in found if control_of((one,)) is None])
-                if others:
-                    self.confirmed[name] = others
-                else:
-                    del self.confirmed[name]
+            others = tuple([one for one in found if not is_control(one)])
+            if others:
+                self.confirmed[name] = others
+            elif found:
+                del self.confirmed[name]
 
     def begin(self) -> None:
         """Another segment is about to be examined: the server has answered the last one."""

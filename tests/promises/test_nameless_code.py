@@ -14,11 +14,10 @@ from tests.promises.test_nothing_uncovered import (
     PAY,
     PAY_AND_HIDE,
     READ_WRITE,
-    attack,
     ex,
-    guarded,
     q,
     text_of,
+    withstand,
 )
 
 NAMELESS_SHOP = """
@@ -177,7 +176,4 @@ def nameless(
 
 @pytest.mark.parametrize("name", NAMELESS)
 def test_code_that_no_text_names_is_behind_the_gate_too(nameless: RunningWall, name: str) -> None:
-    nameless.database.execute("UPDATE payroll SET salary = 1000")
-    before = guarded(nameless)
-    attack(nameless, NAMELESS[name])
-    assert guarded(nameless) == before
+    withstand(nameless, NAMELESS[name])

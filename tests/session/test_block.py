@@ -153,7 +153,7 @@ def test_a_commit_with_anything_beside_it_is_not(messages: list[bytes]) -> None:
 )
 def test_only_a_plain_no_is_one(answer: bytes, has_none: bool, is_error: bool) -> None:
     book = in_block()
-    asked = block.XidQuestion()
+    asked = block.XidQuestion(examined(book, Q(b"commit")))
     assert asked.message(book.session.ledger) == frontend.function_call(block.XID_FUNCTION)
     assert book.server(answer) == b""
     assert not book.session.ledger.queue
