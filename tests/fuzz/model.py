@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sqlwall.proxy import lanes
 from sqlwall.session import block
-from sqlwall.snapshot.witness import BASELINE_QUERY, WITNESS_QUERY, XID_QUERY
+from sqlwall.snapshot.witness import BASELINE_QUERY, HELD_QUERY, WITNESS_QUERY, XID_QUERY
 from sqlwall.wire import frontend
 from sqlwall.wire.backend import (
     FUNCTION_CALL_RESPONSE,
@@ -353,7 +353,7 @@ class ModelServer:
             raise Failure("22012", "division by zero")
         elif text == "":
             self._reply(EMPTY)
-        elif text.encode() in (XID_QUERY, WITNESS_QUERY, BASELINE_QUERY):
+        elif text.encode() in (XID_QUERY, HELD_QUERY, WITNESS_QUERY, BASELINE_QUERY):
             self._ask(text.encode(), current)
         else:
             self._control(text, current)
@@ -381,6 +381,8 @@ class ModelServer:
         rows: list[list[bytes | None]] = []
         if text == XID_QUERY:
             rows = [[b"7" if current.has_id else None]]
+        elif text == HELD_QUERY:
+            rows = [[b"0"]]
         elif text == WITNESS_QUERY:
             rows = [
                 [b"%d" % (100 + number), b"public", name.encode(), b"r", b"0", b"%d" % current.writes.count(name), b"0",
@@ -452,7 +454,7 @@ class ModelServer:
 INTERNAL = frozenset(
     text.decode()
     for text in (
-        XID_QUERY, WITNESS_QUERY, BASELINE_QUERY, block._READ_WRITE, lanes._BEGIN, lanes._COMMIT, b"ROLLBACK",
+        XID_QUERY, HELD_QUERY, WITNESS_QUERY, BASELINE_QUERY, block._READ_WRITE, lanes._BEGIN, lanes._COMMIT, b"ROLLBACK",
         b"SET CONSTRAINTS ALL IMMEDIATE", b"SET TRANSACTION READ ONLY", b"function %d" % block.XID_FUNCTION,
     )
 )  # fmt: skip
