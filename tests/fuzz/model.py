@@ -237,7 +237,8 @@ class ModelServer:
     def _query(self, text: str) -> None:
         self._statements.pop(b"", None)
         self._portals.pop(b"", None)
-        texts = [part.strip() for part in text.split(";")]
+        # Only a text that is empty as a whole has the answer of an empty one (exec_simple_query() in tcop/postgres.c).
+        texts = [part.strip() for part in text.split(";") if part.strip()] or [""]
         try:
             for one in texts:
                 self._note(one)
