@@ -29,7 +29,8 @@ from sqlwall.proxy.wall import Wall
 from sqlwall.snapshot import provision
 from sqlwall.store import agents
 from sqlwall.store.database import open_store
-from sqlwall.store.snapshots import Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotState
+from sqlwall.store.snapshots import Snapshots
 
 _SHOP: Final[LiteralString] = """
 CREATE ROLE shop_app LOGIN PASSWORD 'shop_app';

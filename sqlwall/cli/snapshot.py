@@ -26,7 +26,8 @@ from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot.images import read_copy_line
 from sqlwall.snapshot.manifest import Change, Move
 from sqlwall.store.database import open_store
-from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotRecord, SnapshotState
+from sqlwall.store.snapshots import SnapshotReader, Snapshots
 from sqlwall.store.stamp import format_time, utc_now
 
 app = typer.Typer(no_args_is_help=True, help="What was kept of agents' writes.")

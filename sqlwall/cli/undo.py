@@ -15,7 +15,8 @@ from sqlwall.cli.snapshot import COLUMNS, document_of, opened, row_of, say_aside
 from sqlwall.errors import SqlwallError
 from sqlwall.proxy.undo import Outcome, Undoer
 from sqlwall.store.audit import AuditKind, AuditRecord, AuditWriter
-from sqlwall.store.snapshots import SnapshotRecord, Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotRecord, SnapshotState
+from sqlwall.store.snapshots import Snapshots
 from sqlwall.store.stamp import new_ulid
 
 

@@ -39,7 +39,8 @@ from sqlwall.snapshot.witness import Moment, Write
 from sqlwall.sql.capture import CaptureText, NotCapturable, capture_text
 from sqlwall.sql.statement import Statement
 from sqlwall.store.audit import AuditLog
-from sqlwall.store.snapshots import Snapshots, SnapshotState, SnapshotWriter, settling
+from sqlwall.store.index import SnapshotState, settling
+from sqlwall.store.snapshots import Snapshots, SnapshotWriter
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
 from sqlwall.wire.backend import error_response
 from sqlwall.wire.frames import Frame

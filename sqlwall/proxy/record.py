@@ -19,7 +19,7 @@ from sqlwall.session.segment import Step
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.audit import Beside
 from sqlwall.store.chain import AuditedText, AuditKind, AuditRecord
-from sqlwall.store.snapshots import dropping
+from sqlwall.store.index import dropping
 from sqlwall.store.stamp import new_ulid, new_ulids, utc_now
 from sqlwall.wire import sqlstate
 

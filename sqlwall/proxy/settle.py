@@ -13,7 +13,8 @@ import logging
 from sqlwall.errors import SqlwallError, UpstreamError
 from sqlwall.proxy.observer import Observer, Observers
 from sqlwall.snapshot import queries
-from sqlwall.store.snapshots import SnapshotRecord, Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotRecord, SnapshotState
+from sqlwall.store.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 

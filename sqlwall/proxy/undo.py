@@ -24,9 +24,10 @@ from sqlwall.proxy.redefine import Redefinition
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import queries, trash, undo
 from sqlwall.snapshot.images import EXACT_SETTINGS
-from sqlwall.snapshot.manifest import Change, Column, Manifest, Move, Part
+from sqlwall.snapshot.manifest import Change, Column, Manifest, Move, Part, swapped
 from sqlwall.snapshot.undo import Conflict, ConflictKind, KeyColumn, Reference, Restore
-from sqlwall.store.snapshots import SnapshotReader, SnapshotRecord, Snapshots, SnapshotState, swapped
+from sqlwall.store.index import SnapshotRecord, SnapshotState
+from sqlwall.store.snapshots import SnapshotReader, Snapshots
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
 
 #: How long undo waits for a row or table that somebody else holds (milliseconds).

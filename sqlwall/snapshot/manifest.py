@@ -205,6 +205,25 @@ def read_manifest(data: bytes) -> Manifest:
         raise SnapshotError(f"the manifest of the snapshot is damaged: {error}") from error
 
 
+def swapped(manifest: Manifest, **values: Any) -> Manifest:
+    """The manifest of an undo: what was after is now before."""
+    changes = tuple(
+        replace(
+            change,
+            before=change.after,
+            after=change.before,
+            inserted=change.deleted,
+            deleted=change.inserted,
+        )
+        for change in manifest.changes
+    )
+    sequences = tuple(
+        replace(change, before=change.after, after=change.before) for change in manifest.sequences
+    )
+    moves = tuple(replace(move, is_removed=not move.is_removed) for move in manifest.moves)
+    return replace(manifest, **{"changes": changes, "sequences": sequences, "moves": moves, **values})
+
+
 def _change(found: dict[str, Any]) -> Change:
     return Change(
         **found

@@ -1,4 +1,4 @@
-"""The snapshots: an index in the store, one blob each, and what became of their transactions.
+"""The snapshots: one blob each, and their index in the store.
 
 A snapshot is *prepared* once its blob and its row in the index are durable; only then may COMMIT be sent. Its end is
 noted after, or found out later, and never changes again.
@@ -7,14 +7,11 @@ noted after, or found out later, and never changes again.
 from __future__ import annotations
 
 import base64
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
@@ -22,81 +19,18 @@ from sqlalchemy import Connection, Engine
 from sqlwall.config.settings import Snapshots as Settings
 from sqlwall.errors import ConfigError, SnapshotError, StoreError
 from sqlwall.snapshot.manifest import Manifest, Part
+from sqlwall.store import index
 from sqlwall.store.blobs import Blobs, Spool, open_blobs, partial_files
 from sqlwall.store.container import PartsWriter, open_container, read_part, write_end
 from sqlwall.store.database import reading, writing
+from sqlwall.store.index import SnapshotRecord, SnapshotState
 from sqlwall.store.schema import SNAPSHOTS
 from sqlwall.store.stamp import format_time, parse_time, utc_now
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a statement in the index.
-STATEMENT_LENGTH: Final = 200
 #: A blob that no row of the index names is removed when it is older than this: its transaction was never committed.
 ORPHAN_AGE: Final = timedelta(days=1)
-#: Bytes of COPY text that are compressed at a time.
-_PIECE: Final = 1 << 20
-
-
-class SnapshotState(Enum):
-    """What became of the transaction that a snapshot covers."""
-
-    PREPARED = "prepared"
-    COMMITTED = "committed"
-    ABORTED = "aborted"
-    UNKNOWN = "unknown"
-
-
-_OPEN: Final = (SnapshotState.PREPARED.value, SnapshotState.UNKNOWN.value)
-#: `undoes` of a snapshot that is no undo's.
-_NOTHING: Final = "[]"
-_ENTER: Final = sa.insert(SNAPSHOTS)
-_STATE: Final = (
-    sa.select(SNAPSHOTS.c.state, SNAPSHOTS.c.undoes)
-    .where(SNAPSHOTS.c.id == sa.bindparam("of_id"))
-    .with_for_update()
-)
-_DROP: Final = sa.delete(SNAPSHOTS).where(
-    SNAPSHOTS.c.id == sa.bindparam("of_id"),
-    SNAPSHOTS.c.state.in_(_OPEN),
-    SNAPSHOTS.c.locked_until <= sa.bindparam("now"),
-)
-_GIVE_UP: Final = (
-    sa.update(SNAPSHOTS)
-    .where(SNAPSHOTS.c.id == sa.bindparam("of_id"), SNAPSHOTS.c.state.in_(_OPEN))
-    .values(state=SnapshotState.ABORTED.value)
-)
-_SETTLE: Final = (
-    sa.update(SNAPSHOTS)
-    .where(SNAPSHOTS.c.id == sa.bindparam("of_id"))
-    .values(state=sa.bindparam("new_state"))
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotRecord:
-    """A row of the index. `size` is that of the blob in bytes, `relations` are the server's names of tables.
-
-    `undoes` are the snapshots that this one's transaction has undone, `undone_by` the one that has undone this.
-    """
-
-    id: str
-    created: datetime
-    agent: str
-    session: str
-    database: str
-    database_oid: int
-    system: str
-    xid: str
-    state: SnapshotState
-    rows: int
-    size: int
-    relations: tuple[str, ...]
-    statement: str
-    digest: str
-    undoes: tuple[str, ...]
-    undone_by: str | None
-    locked_until: datetime
 
 
 class SnapshotWriter(PartsWriter):
@@ -196,15 +130,8 @@ class Snapshots:
         self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str], connection: Connection
     ) -> None:
         """Put a snapshot whose blob is durable into the index."""
-        values = {
-            **_indexed(manifest),
-            "state": SnapshotState.PREPARED.value,
-            "size": size,
-            "digest": digest,
-            "undoes": json.dumps(list(undoes)),
-            "locked_until": format_time(parse_time(manifest.created) + self._lock),
-        }
-        connection.execute(_ENTER, values)
+        locked_until = parse_time(manifest.created) + self._lock
+        index.enter(connection, manifest, size=size, digest=digest, undoes=undoes, locked_until=locked_until)
 
     def settle(self, snapshot_id: str, state: SnapshotState) -> None:
         """Note what became of the transaction. A known outcome never changes. Raises StoreError.
@@ -212,13 +139,13 @@ class Snapshots:
         With the commit of an undo, what it has undone is marked; what that had undone is as it was before.
         """
         with writing(self.engine) as connection:
-            if not _settle(connection, snapshot_id, state):
+            if not index.settle(connection, snapshot_id, state):
                 raise StoreError(f"snapshot {snapshot_id} is settled otherwise, or gone")
 
     def forget(self, snapshot_id: str) -> None:
         """Take out of the index what has no blob, and whose transaction did not commit. Raises StoreError."""
         with writing(self.engine) as connection:
-            dropping(snapshot_id)(connection)
+            index.dropping(snapshot_id)(connection)
 
     # -- finding them
 
@@ -244,20 +171,20 @@ class Snapshots:
         if limit is not None:
             query = query.limit(limit)
         with reading(self.engine) as connection:
-            return [_record(row) for row in connection.execute(query)]
+            return [index.record_of(row) for row in connection.execute(query)]
 
     def unsettled(self) -> Sequence[SnapshotRecord]:
         """Those of whose transactions nobody has seen the end."""
-        query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.state.in_(_OPEN)).order_by(SNAPSHOTS.c.id)
+        query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.state.in_(index.OPEN_STATES)).order_by(SNAPSHOTS.c.id)
         with reading(self.engine) as connection:
-            return [_record(row) for row in connection.execute(query)]
+            return [index.record_of(row) for row in connection.execute(query)]
 
     def find(self, snapshot_id: str) -> SnapshotRecord:
         """The snapshot of this id, or of the only one that begins so. Raises SnapshotError."""
         wanted = snapshot_id.strip().upper()
         query = sa.select(SNAPSHOTS).where(SNAPSHOTS.c.id.startswith(wanted, autoescape=True)).limit(3)
         with reading(self.engine) as connection:
-            found = [_record(row) for row in connection.execute(query)] if wanted else []
+            found = [index.record_of(row) for row in connection.execute(query)] if wanted else []
         if len(found) == 1:
             return found[0]
         if found:
@@ -281,7 +208,7 @@ class Snapshots:
         opened = open_container(record.id, self.blobs.size(record.id), read, self.key)
         if opened.digest != record.digest:
             raise SnapshotError(f"snapshot {record.id} is not the one that was taken: its blob was replaced")
-        altered = _differences(record, opened.manifest)
+        altered = index.differences(record, opened.manifest)
         if altered:
             raise SnapshotError(f"snapshot {record.id} was altered in the index: {', '.join(altered)}")
         key = self.key if opened.is_encrypted else None
@@ -317,7 +244,11 @@ class Snapshots:
         for record in records:
             is_due = before is not None and record.created < before
             is_over = bool(max_bytes) and total > (max_bytes or 0)
-            if record.state.value in _OPEN or record.locked_until > now or not (is_due or is_over):
+            if (
+                record.state.value in index.OPEN_STATES
+                or record.locked_until > now
+                or not (is_due or is_over)
+            ):
                 continue
             total -= record.size
             removed.append(record)
@@ -378,25 +309,6 @@ def read_key(text: str) -> bytes | None:
     return key
 
 
-def swapped(manifest: Manifest, **values: Any) -> Manifest:
-    """The manifest of an undo: what was after is now before."""
-    changes = tuple(
-        replace(
-            change,
-            before=change.after,
-            after=change.before,
-            inserted=change.deleted,
-            deleted=change.inserted,
-        )
-        for change in manifest.changes
-    )
-    sequences = tuple(
-        replace(change, before=change.after, after=change.before) for change in manifest.sequences
-    )
-    moves = tuple(replace(move, is_removed=not move.is_removed) for move in manifest.moves)
-    return replace(manifest, **{"changes": changes, "sequences": sequences, "moves": moves, **values})
-
-
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -411,135 +323,3 @@ def _moment_of(identifier: str) -> datetime | None:
         return parse_time("1970-01-01T00:00:00.000000Z") + timedelta(milliseconds=value)
     except OverflowError:
         return None
-
-
-def _indexed(manifest: Manifest) -> dict[str, Any]:
-    """What the index repeats of a manifest."""
-    first = manifest.statements[0] if manifest.statements else ""
-    return {
-        "id": manifest.id,
-        "created": manifest.created,
-        "agent": manifest.agent,
-        "session": manifest.session,
-        "database": manifest.database,
-        "database_oid": manifest.database_oid,
-        "system": manifest.system,
-        "xid": manifest.xid,
-        "rows": manifest.rows,
-        "relations": json.dumps(manifest.relations),
-        "statement": first[:STATEMENT_LENGTH],
-    }
-
-
-def _differences(record: SnapshotRecord, manifest: Manifest) -> Sequence[str]:
-    """Columns of the index that do not repeat the manifest."""
-    found = {
-        name: getattr(record, name)
-        for name in (
-            "id",
-            "agent",
-            "session",
-            "database",
-            "database_oid",
-            "system",
-            "xid",
-            "rows",
-            "statement",
-        )
-    }
-    found["created"] = format_time(record.created)
-    found["relations"] = json.dumps(list(record.relations))
-    return [name for name, value in _indexed(manifest).items() if found[name] != value]
-
-
-def settling(snapshot_id: str, state: SnapshotState) -> Callable[[Connection], None]:
-    """The same as `Snapshots.settle`, as part of a transaction of the store, where nobody waits for it."""
-
-    def settle(connection: Connection) -> None:
-        if not _settle(connection, snapshot_id, state):
-            logger.warning("snapshot %s is settled otherwise, or was never entered", snapshot_id)
-
-    return settle
-
-
-def dropping(snapshot_id: str) -> Callable[[Connection], None]:
-    """Takes a snapshot that has no blob out of the index, as part of a transaction of the store, if it is there.
-
-    Under a retention lock it stays, as one whose transaction did not commit.
-    """
-
-    def drop(connection: Connection) -> None:
-        connection.execute(_DROP, {"of_id": snapshot_id, "now": format_time(utc_now())})
-        connection.execute(_GIVE_UP, {"of_id": snapshot_id})
-
-    return drop
-
-
-def _settle(connection: Connection, snapshot_id: str, state: SnapshotState) -> bool:
-    """False if it is settled otherwise, or gone."""
-    row = connection.execute(_STATE, {"of_id": snapshot_id}).one_or_none()
-    if row is not None and row.state == state.value:
-        return True
-    if row is None or row.state not in _OPEN:
-        return False
-    connection.execute(_SETTLE, {"of_id": snapshot_id, "new_state": state.value})
-    if state is SnapshotState.COMMITTED and row.undoes != _NOTHING:
-        _mark(connection, snapshot_id)
-    return True
-
-
-def _mark(connection: Connection, undo: str) -> None:
-    """Write down what is undone now that this snapshot's transaction is committed, of all that it bears on."""
-    query = sa.select(SNAPSHOTS.c.id, SNAPSHOTS.c.undoes).where(
-        SNAPSHOTS.c.state == SnapshotState.COMMITTED.value, SNAPSHOTS.c.undoes != _NOTHING
-    )
-    undoes = {row.id: tuple(json.loads(row.undoes)) for row in connection.execute(query)}
-    takers = _takers(undoes)
-    reached, layer = set[str](), [undo]
-    while layer:
-        layer = [other for one in layer for other in undoes.get(one, ()) if other not in reached]
-        reached.update(layer)
-    for other in reached:
-        connection.execute(
-            SNAPSHOTS.update().where(SNAPSHOTS.c.id == other).values(undone_by=takers.get(other))
-        )
-
-
-def _takers(undoes: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
-    """Who took each snapshot away, given what each undo was of: an undo that is undone takes nothing away."""
-    undos_of: dict[str, list[str]] = {}
-    for undo, others in undoes.items():
-        for other in others:
-            undos_of.setdefault(other, []).append(undo)
-    in_force: dict[str, bool] = {}
-    pending = sorted(undoes, reverse=True)
-    while pending:
-        known = [undo for undo in pending if all(later in in_force for later in undos_of.get(undo, ()))]
-        if not known:
-            raise StoreError("the index of snapshots is damaged: undos of each other")
-        for undo in known:
-            in_force[undo] = not any(in_force[later] for later in undos_of.get(undo, ()))
-        pending = [undo for undo in pending if undo not in in_force]
-    return {other: undo for undo in sorted(in_force) if in_force[undo] for other in undoes[undo]}
-
-
-def _record(row: sa.Row[Any]) -> SnapshotRecord:
-    return SnapshotRecord(
-        row.id,
-        parse_time(row.created),
-        row.agent,
-        row.session,
-        row.database,
-        row.database_oid,
-        row.system,
-        row.xid,
-        SnapshotState(row.state),
-        row.rows,
-        row.size,
-        tuple(json.loads(row.relations)),
-        row.statement,
-        row.digest,
-        tuple(json.loads(row.undoes)),
-        row.undone_by,
-        parse_time(row.locked_until),
-    )

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from sqlwall.cli.embedded import find_embedded_binaries
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from tests.e2e.wall import APP
 from tests.promises.guarded import Guarded
 

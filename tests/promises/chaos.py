@@ -25,8 +25,8 @@ import sqlalchemy as sa
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.proxy.record import BETWEEN
 from sqlwall.store.database import reading
+from sqlwall.store.index import SnapshotState
 from sqlwall.store.schema import AUDIT
-from sqlwall.store.snapshots import SnapshotState
 from tests.e2e.wall import APP
 from tests.promises.chaos_agents import Agent, Memory, Vandal
 from tests.promises.chaos_drivers import Asyncpg, Driver, Pg8000, Psycopg

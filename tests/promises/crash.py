@@ -31,7 +31,8 @@ from sqlwall.cli.embedded import EmbeddedServer
 from sqlwall.errors import SqlwallError
 from sqlwall.store import agents
 from sqlwall.store.database import open_store
-from sqlwall.store.snapshots import Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotState
+from sqlwall.store.snapshots import Snapshots
 from sqlwall.store.verify import verify as verify_audit
 from tests.e2e.wall import APP, APP_PASSWORD
 from tests.postgres import Database, embedded_server, system_binaries

@@ -21,7 +21,8 @@ from sqlwall.proxy.undo import Outcome, Undoer, open_undo
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import provision
 from sqlwall.store.database import open_store
-from sqlwall.store.snapshots import Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotState
+from sqlwall.store.snapshots import Snapshots
 from tests.e2e.wall import APP, OpenWall, RunningWall, make_shop
 from tests.postgres import Database, Server, fresh_database
 

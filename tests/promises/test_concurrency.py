@@ -23,7 +23,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from tests.e2e.wall import APP, OpenWall, make_shop
 from tests.postgres import Database, Server, fresh_database
 from tests.promises.guarded import Guarded, observer

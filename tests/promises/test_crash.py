@@ -20,7 +20,8 @@ import pytest
 from sqlwall.proxy.settle import settle_all
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.database import writing
-from sqlwall.store.snapshots import Snapshots, SnapshotState
+from sqlwall.store.index import SnapshotState
+from sqlwall.store.snapshots import Snapshots
 from sqlwall.store.stamp import new_ulid
 from tests.e2e.wall import APP, running_wall
 from tests.promises.crash import (

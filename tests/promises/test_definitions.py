@@ -14,7 +14,7 @@ import pytest
 
 from sqlwall.snapshot import provision
 from sqlwall.snapshot.undo import ConflictKind
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from tests.e2e.wall import APP, APP_PASSWORD, OpenWall, make_shop
 from tests.postgres import Database, Server, fresh_database
 from tests.promises.guarded import OBSERVER, UNDO, Guarded, observer

@@ -15,7 +15,7 @@ import pytest
 
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.snapshot import provision
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from tests.e2e.wall import APP, OpenWall
 from tests.postgres import Database
 from tests.promises.guarded import OBSERVER, Guarded, database_template, guarded, observer

@@ -9,7 +9,7 @@ import pytest
 
 from sqlwall.cli.rulesets import find_ruleset
 from sqlwall.store.audit import AuditKind
-from sqlwall.store.snapshots import SnapshotRecord
+from sqlwall.store.index import SnapshotRecord
 from sqlwall.store.verify import tail
 from tests.e2e.wall import OpenWall
 from tests.postgres import Database

@@ -30,7 +30,7 @@ from sqlwall.config import Secret, Upstream
 from sqlwall.proxy.undo import Undoer, open_undo
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import provision
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from sqlwall.store.stamp import utc_now
 from tests.e2e.wall import APP, OpenWall, RunningWall, make_shop
 from tests.postgres import Database, Server, fresh_database

@@ -10,7 +10,7 @@ import pytest
 
 from sqlwall.errors import SnapshotError, UpstreamError
 from sqlwall.snapshot.undo import ConflictKind
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from tests.postgres import Server, fresh_database
 from tests.promises.guarded import UNDO, Guarded, database_template, guarded, observer
 from tests.promises.scripts import SCRIPTS

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sqlwall.store.snapshots import SnapshotState
+from sqlwall.store.index import SnapshotState
 from tests.e2e.wall import OpenWall
 from tests.postgres import Database
 from tests.promises.guarded import Guarded, database_template, guarded, observer

@@ -18,8 +18,8 @@ from sqlwall.snapshot.manifest import (
     SequenceChange,
     SequenceState,
     read_manifest,
+    swapped,
 )
-from sqlwall.store.snapshots import swapped
 
 COLUMNS = (Column("id", "integer", 1, "", "a"),)
 CHANGE = Change(

@@ -26,13 +26,14 @@ from hypothesis.stateful import (
 )
 
 from sqlwall.errors import ConfigError, SnapshotError, StoreError
-from sqlwall.snapshot.manifest import Part
+from sqlwall.snapshot.manifest import Part, swapped
 from sqlwall.store import snapshots as module
 from sqlwall.store.blobs import Remote
 from sqlwall.store.container import PIECE
 from sqlwall.store.database import open_store, reading, writing
+from sqlwall.store.index import STATEMENT_LENGTH, SnapshotState
 from sqlwall.store.schema import SNAPSHOTS
-from sqlwall.store.snapshots import STATEMENT_LENGTH, Snapshots, SnapshotState, read_key, swapped
+from sqlwall.store.snapshots import Snapshots, read_key
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
 from tests.store.samples import ROWS, Images, change, images, manifest, open_snapshots, take
 
