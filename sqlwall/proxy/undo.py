@@ -20,12 +20,13 @@ from psycopg.abc import QueryNoTemplate as Query
 from psycopg.pq import TransactionStatus
 
 from sqlwall.errors import SnapshotError, UpstreamError, first_line
+from sqlwall.proxy.integrity import Conflicts, Counts, Integrity, check_none, key_columns
 from sqlwall.proxy.redefine import Redefinition
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import queries, trash, undo
 from sqlwall.snapshot.images import EXACT_SETTINGS
 from sqlwall.snapshot.manifest import Change, Column, Manifest, Move, Part, swapped
-from sqlwall.snapshot.undo import Conflict, ConflictKind, KeyColumn, Reference, Restore
+from sqlwall.snapshot.undo import Conflict, ConflictKind, Restore
 from sqlwall.store.index import SnapshotRecord, SnapshotState
 from sqlwall.store.snapshots import SnapshotReader, Snapshots
 from sqlwall.store.stamp import format_time, new_ulid, utc_now
@@ -64,14 +65,6 @@ class Outcome:
     conflicts: tuple[Conflict, ...]
     snapshots: tuple[str, ...]
     redefined: tuple[str, ...] = ()
-
-
-class _Conflicts(Exception):  # noqa: N818 - an answer, not a fault
-    """Leaves the depths with what stands against it."""
-
-    def __init__(self, conflicts: Sequence[Conflict]) -> None:
-        super().__init__("conflicts")
-        self.conflicts = tuple(conflicts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +118,7 @@ class Undoer:
             cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
             try:
                 outcome = self._in_transaction(readers, actor=actor, dry_run=dry_run)
-            except _Conflicts as found:
+            except Conflicts as found:
                 outcome = Outcome((), found.conflicts, ())
             finally:
                 self._leave(cursor)
@@ -149,7 +142,7 @@ class Undoer:
                                     digest.update(data)
                             if digest.hexdigest() != part.digest:
                                 faults.append(f"{change.label}: rows {kind} come back otherwise")
-            except _Conflicts as found:
+            except Conflicts as found:
                 faults += [str(conflict) for conflict in found.conflicts]
             finally:
                 self._leave(cursor)
@@ -195,24 +188,23 @@ class Undoer:
         return reader
 
     def _in_transaction(self, readers: Sequence[SnapshotReader], *, actor: str, dry_run: bool) -> Outcome:
-        # Counters of the session's earlier transactions are still there (MECHANICS, section 1).
-        earlier = {oid: counts for oid, _, *counts in self._rows(undo.WRITTEN)}
+        integrity = Integrity(self._do, self._rows)
         manifests = [reader.manifest for reader in readers]
         redefinition = Redefinition(self._do, self._rows)
-        _check_none(redefinition.begin(manifests))
+        check_none(redefinition.begin(manifests))
         steps = self._steps(readers)
         restores = list({restore.oid: restore for step in steps for _, restore in step.changes}.values())
-        self._enter_mode(restores)
+        self._enter_mode(restores, integrity)
         for step in steps:
             self._load(step)
-        references = self._references(restores)
+        references = integrity.references(restores)
         restored: list[Restored] = []
         for step in steps:
             self._progress(f"undoing {step.id}")
             restored += self._take_back(step)
-        self._check(restores, references, steps)
-        _check_none(redefinition.end(manifests))
-        self._check_written(restores, restored, steps, earlier)
+        integrity.check(steps[0].id if len(steps) == 1 else "", restores, references)
+        check_none(redefinition.end(manifests))
+        integrity.check_written({restore.oid: restore.label for restore in restores}, _written(steps))
         taken = () if dry_run else self._commit(steps, actor, redefinition)
         return Outcome(tuple(restored), (), taken, redefinition.plan)
 
@@ -241,7 +233,7 @@ class Undoer:
                     conflicts.append(Conflict(manifest.id, change.label, ConflictKind.ALTERED, "", differing))
                     continue
                 if change.oid not in restores:
-                    key = _key(keys[change.oid][6]) if change.oid in keys else ()
+                    key = key_columns(keys[change.oid][6]) if change.oid in keys else ()
                     restores[change.oid] = Restore(
                         len(restores), change.oid, row[1], row[2], columns, key,
                         takes_on_conflict=change.oid not in rules and change.oid not in late,
@@ -251,10 +243,10 @@ class Undoer:
                 changes.append((change, restores[change.oid]))
             steps.append(_Step(number, reader, tuple(changes)))
         if conflicts:
-            raise _Conflicts(conflicts)
+            raise Conflicts(conflicts)
         return steps
 
-    def _enter_mode(self, restores: Sequence[Restore]) -> None:
+    def _enter_mode(self, restores: Sequence[Restore], integrity: Integrity) -> None:
         """Switch triggers and foreign keys off; without the right to, only what has none can be done exactly."""
         oids = [restore.oid for restore in restores]
         ((may_replicate,),) = self._rows(undo.MAY_REPLICATE)
@@ -276,30 +268,10 @@ class Undoer:
                 Conflict("", labels[oid], ConflictKind.UNSUPPORTED, "",
                          f"foreign key {reference.name} refers to it, and the undo role may not switch it off:"
                          " see sqlwall provision")
-                for reference in self._references(restores) for oid in reference.parents
+                for reference in integrity.references(restores) for oid in reference.parents
             ]  # fmt: skip
         if conflicts:
-            raise _Conflicts(conflicts)
-
-    def _references(self, restores: Sequence[Restore]) -> list[Reference]:
-        oids = [restore.oid for restore in restores]
-        labels = {restore.oid: restore.label for restore in restores}
-        found: list[Reference] = []
-        for name, child, parent, children, parents, pairs, key, is_period, is_enforced in self._rows(
-            undo.REFERENCES, [oids, oids]
-        ):
-            if not is_enforced:
-                continue
-            if is_period:
-                what = labels[(children or parents)[0]]
-                raise _Conflicts(
-                    [Conflict("", what, ConflictKind.UNSUPPORTED, "", f"foreign key {name} has a PERIOD")]
-                )
-            found.append(
-                Reference(name, tuple(child), tuple(parent), tuple(children), tuple(parents),
-                          tuple(tuple(pair) for pair in pairs), tuple(key))
-            )  # fmt: skip
-        return found
+            raise Conflicts(conflicts)
 
     # -- doing it
 
@@ -328,10 +300,10 @@ class Undoer:
             if change.after.rows:
                 conflicts += self._find(step, change, restore)
         if conflicts:
-            raise _Conflicts(conflicts)
+            raise Conflicts(conflicts)
         for change, restore in step.changes:
             if change.after.rows and self._do(restore.remove(step.number)) != change.after.rows:
-                raise _Conflicts([Conflict(step.id, change.label, ConflictKind.MOVING)])
+                raise Conflicts([Conflict(step.id, change.label, ConflictKind.MOVING)])
         self._do(WIDE_PATH)
         for change, restore in step.changes:
             if change.before.rows:
@@ -348,7 +320,7 @@ class Undoer:
                 for row, is_taken in (self._rows(restore.missing(step.number)) if change.before.rows else ())
             ]
         if conflicts:
-            raise _Conflicts(conflicts)
+            raise Conflicts(conflicts)
         return [
             Restored(step.id, change.label, change.after.rows, change.before.rows)
             for change, _ in step.changes
@@ -364,75 +336,6 @@ class Undoer:
             yield Conflict(step.id, change.label, kind, row, differing)
         for (row,) in self._rows(restore.unlocked(step.number)):
             yield Conflict(step.id, change.label, ConflictKind.MOVING, row)
-
-    # -- checking it
-
-    def _check(
-        self, restores: Sequence[Restore], references: Sequence[Reference], steps: Sequence[_Step]
-    ) -> None:
-        """Constraints that nothing has checked: keys that refer, either way, and unique ones that are checked late."""
-        which = ", ".join(step.id for step in steps) if len(steps) == 1 else ""
-        by_oid = {restore.oid: restore for restore in restores}
-        conflicts: list[Conflict] = []
-        for reference in references:
-            for restore in (by_oid[oid] for oid in reference.children):
-                self._do(restore.hold_parents(reference))
-                conflicts += [
-                    Conflict(which, restore.label, ConflictKind.PARENT_GONE, row, reference.name)
-                    for (row,) in self._rows(restore.orphans(reference))
-                ]
-            child = f"{reference.child[0]}.{reference.child[1]}"
-            for restore in (by_oid[oid] for oid in reference.parents):
-                conflicts += [
-                    Conflict(
-                        which, child, ConflictKind.CHILD_ADDED, row, f"{restore.label}, {reference.name}"
-                    )
-                    for (row,) in self._rows(restore.abandoned(reference))
-                ]
-        for oid, name, _, is_immediate, is_btree, is_null_equal, columns in self._rows(
-            undo.KEYS, [list(by_oid)]
-        ):
-            if is_immediate:
-                continue
-            restore = by_oid[oid]
-            if not is_btree or is_null_equal:
-                conflicts.append(
-                    Conflict(
-                        which, restore.label, ConflictKind.UNSUPPORTED, "", f"constraint {name} is deferrable"
-                    )
-                )
-                continue
-            conflicts += [
-                Conflict(which, restore.label, ConflictKind.UNIQUE_TAKEN, row, name)
-                for (row,) in self._rows(restore.duplicates(_key(columns)))
-            ]
-        if conflicts:
-            raise _Conflicts(conflicts)
-
-    def _check_written(
-        self,
-        restores: Sequence[Restore],
-        restored: Sequence[Restored],
-        steps: Sequence[_Step],
-        earlier: Mapping[int, Sequence[int]],
-    ) -> None:
-        """The server's own counts of this transaction: nothing but these rows was written."""
-        labels = {restore.oid: restore.label for restore in restores}
-        expected = {
-            oid: (
-                sum(done.put_back for done in restored if done.relation == label),
-                sum(done.removed for done in restored if done.relation == label),
-            )
-            for oid, label in ((change.oid, change.label) for step in steps for change, _ in step.changes)
-        }
-        conflicts: list[Conflict] = []
-        for oid, name, *counts in self._rows(undo.WRITTEN):
-            before = earlier.get(oid, (0, 0, 0))
-            inserted, updated, deleted = (now - then for now, then in zip(counts, before, strict=True))
-            if updated or expected.get(oid, (0, 0)) != (inserted, deleted):
-                conflicts.append(Conflict("", labels.get(oid, name), ConflictKind.SIDE_EFFECT))
-        if conflicts:
-            raise _Conflicts(conflicts)
 
     # -- keeping it
 
@@ -510,13 +413,13 @@ class Undoer:
             raise UpstreamError(f"undo failed, {then}: {_reason(error)}") from error
 
 
-def _check_none(conflicts: Sequence[Conflict]) -> None:
-    if conflicts:
-        raise _Conflicts(conflicts)
-
-
-def _key(columns: Sequence[Sequence[str]]) -> tuple[KeyColumn, ...]:
-    return tuple(KeyColumn(*column) for column in columns)
+def _written(steps: Sequence[_Step]) -> Mapping[int, Counts]:
+    """The rows that these put back and take away, by the object id of their table."""
+    written: dict[int, Counts] = {}
+    for change in (change for step in steps for change, _ in step.changes):
+        put_back, removed = written.get(change.oid, (0, 0))
+        written[change.oid] = (put_back + change.before.rows, removed + change.after.rows)
+    return written
 
 
 def _next_id(taken: Sequence[str]) -> str:
