@@ -41,8 +41,11 @@ _AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
 _SESSION_QUERY = (
     b"SELECT pg_catalog.current_setting('search_path'), pg_catalog.current_setting('default_transaction_read_only'),"
     b" pg_catalog.current_setting('standard_conforming_strings'), pg_catalog.current_setting('track_counts'),"
-    b" session_user"
+    b" session_user, pg_catalog.current_setting('server_encoding')"
 )
+#: Under any other the server may take for one name what is two in UTF-8 (U+00A6 and U+FFE4 are one in EUC_JP), cuts
+#: a long one elsewhere, and folds the case of letters that are not ASCII: what is judged would not be what runs.
+_ENCODINGS = ("UTF8", "SQL_ASCII")
 _READ_ONLY = b"default_transaction_read_only"
 
 
@@ -159,7 +162,7 @@ async def _log_in(worker: Worker, accepted: Accepted, ruleset: Ruleset) -> Upstr
 
 async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset: Ruleset) -> None:
     rows = await query_rows(upstream, _SESSION_QUERY)
-    search_path, read_only, conforming, counting, user = [
+    search_path, read_only, conforming, counting, user, encoding = [
         value.decode() if value else "" for value in rows[0]
     ]
     database = worker.upstream_settings.dbname or accepted.parameters["database"]
@@ -181,6 +184,13 @@ async def _start(worker: Worker, accepted: Accepted, upstream: Upstream, ruleset
             "the server session is not as it must be: default_transaction_read_only, standard_conforming_strings and "
             f"track_counts are {read_only}, {conforming}, {counting}; all have to be on",
             sqlstate.SYSTEM_ERROR,
+        )
+    if encoding not in _ENCODINGS:
+        raise LoginRefusedError(
+            words.ending(
+                sqlstate.FEATURE_NOT_SUPPORTED,
+                f"sqlwall does not serve databases in encoding {encoding}, only those in UTF8",
+            )
         )
     catalog = await worker.catalog_of(database)
     try:

@@ -13,7 +13,7 @@ from sqlwall.errors import ProtocolError
 from sqlwall.rules.verdict import Action, Verdict
 from sqlwall.session import refusal as words
 from sqlwall.session.ledger import Kind
-from sqlwall.session.prepared import Names, Prepared, control_of
+from sqlwall.session.prepared import Names, Prepared, control_of, kept_name
 from sqlwall.session.refusal import RESERVED_PREFIX, Refusal
 from sqlwall.session.segment import (
     Act,
@@ -217,7 +217,8 @@ class Examination:
 
     def _parse(self, frame: Frame) -> Step:
         message = frontend.decode_parse(frame)
-        step = Step(frame, Kind.PARSE, name=message.name, text=message.query)
+        name = kept_name(message.name)
+        step = Step(frame, Kind.PARSE, name=name, text=message.query)
         if message.name.startswith(_RESERVED):
             return self._refuse(step, words.reserved_name())
         facts = self._facts(step)
@@ -228,15 +229,15 @@ class Examination:
         step.statements = facts
         step.prepared = (Prepared(message.query, facts[0] if facts else None),)
         self._plan(step)
-        if message.name and step.act != Act.REFUSE:
+        if name and step.act != Act.REFUSE:
             # In a failed block the server first says that: it reads nothing but what ends the block.
             is_read = not self._standing.is_failed or (bool(facts) and ends_failed(facts[0]))
-            if is_read and self._parked(message.name) is not None:
+            if is_read and self._parked(name) is not None:
                 return self._refuse(step, words.statement_exists(message.name))
-            step.control, step.source = control_of(step.prepared), message.name
-            self._renewed.add(message.name)
-            self._freed.discard(message.name)
-        self._statements.expect(message.name, step.prepared)
+            step.control, step.source = control_of(step.prepared), name
+            self._renewed.add(name)
+            self._freed.discard(name)
+        self._statements.expect(name, step.prepared)
         return step
 
     def _parked(self, name: bytes) -> Prepared | None:
@@ -246,7 +247,7 @@ class Examination:
         return control_of(self._statements.find(name))
 
     def _bind(self, frame: Frame) -> Step:
-        portal, name = frontend.bind_names(frame)
+        portal, name = map(kept_name, frontend.bind_names(frame))
         step = Step(frame, Kind.BIND, name=portal)
         if portal.startswith(_RESERVED) or name.startswith(_RESERVED):
             return self._refuse(step, words.reserved_name())
@@ -266,7 +267,7 @@ class Examination:
         return step
 
     def _execute(self, frame: Frame) -> Step:
-        portal = frontend.execute_portal(frame)
+        portal = kept_name(frontend.execute_portal(frame))
         step = Step(frame, Kind.EXECUTE, name=portal)
         found = self._portals.find(portal)
         if found is None:
@@ -289,6 +290,7 @@ class Examination:
 
     def _named(self, frame: Frame) -> Step:
         kind, name = frontend.kind_and_name(frame)
+        name = kept_name(name)
         step = Step(frame, KINDS[frame.type_code], name=kind + name)
         if name.startswith(_RESERVED):
             return self._refuse(step, words.reserved_name())

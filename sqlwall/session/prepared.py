@@ -8,8 +8,20 @@ stands for both and both are judged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from sqlwall.sql.statement import Statement
+
+#: The server keeps so many bytes of a name and no more, of the protocol's, too (NAMEDATALEN - 1, pg_config_manual.h).
+NAME_BYTES: Final = 63
+
+
+def kept_name(name: bytes) -> bytes:
+    """What the server knows a name in a message by: two that differ further back are one (utils/hash/dynahash.c).
+
+    It cuts these between any two bytes; those in texts are cut between characters, by the parser.
+    """
+    return name[:NAME_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Final
 from sqlwall.errors import ProtocolError
 from sqlwall.session.examine import KINDS, Examination, Policy, standing_of
 from sqlwall.session.ledger import CopyState, Expectation, Kind, Ledger
-from sqlwall.session.prepared import Names
+from sqlwall.session.prepared import Names, kept_name
 from sqlwall.session.segment import Act, Segment, Standing, Step, makes_savepoint, rolls_back_to, starts_copy
 from sqlwall.wire import frontend, sqlstate
 from sqlwall.wire.frames import Event, Frame
@@ -177,15 +177,15 @@ class Session:
         """Whether the last of these is an Execute of COPY FROM STDIN."""
         if frames[-1].type_code != frontend.EXECUTE:
             return False
-        portal = frontend.execute_portal(frames[-1])
+        portal = kept_name(frontend.execute_portal(frames[-1]))
         texts: dict[bytes, tuple[bytes, ...]] = {}
         found: tuple[bytes, ...] = tuple(p.text for p in self.portals.find(portal) or ())
         for frame in frames:
             if frame.type_code == frontend.PARSE:
                 parsed = frontend.decode_parse(frame)
-                texts[parsed.name] = (parsed.query,)
+                texts[kept_name(parsed.name)] = (parsed.query,)
             elif frame.type_code == frontend.BIND:
-                target, name = frontend.bind_names(frame)
+                target, name = map(kept_name, frontend.bind_names(frame))
                 if target == portal:
                     known = tuple(p.text for p in self.statements.find(name) or ())
                     found = texts.get(name, known)
