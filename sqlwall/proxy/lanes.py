@@ -237,11 +237,8 @@ class Lane:
                     break
             if step.act == Act.COMMIT:
                 committing = expectation
-            if segment.is_turned and ends_transaction(step):
-                # Settings that code has changed are told with this: the next transaction must not begin before.
-                pending.append(self._session.sync_for_flush())
-                if not await self._pause(pending):
-                    break
+            if segment.is_turned and ends_transaction(step) and not await self._turn(step, pending):
+                break
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
                 self._point.begin()
                 pending.append(block.switch(self._ledger, self._aside.new_name()))
@@ -283,6 +280,20 @@ class Lane:
             pending.clear()
             await self._line.settled()
         return not self._ledger.skipping
+
+    async def _turn(self, step: Step, pending: list[bytes]) -> bool:
+        """Behind the end of a transaction: False if what stands behind it is skipped.
+
+        Settings that code has changed are told with a Sync: the next transaction must not begin before. And code may
+        have made a cursor of the portal's name, so that the transaction goes on where the text says that it has ended.
+        """
+        pending.append(self._session.sync_for_flush())
+        if not await self._pause(pending):
+            return False
+        if self._ledger.status == _IDLE or chains(step):
+            return True
+        self._fail_pipeline(words.replaced_control().to_bytes())
+        return False
 
     async def _gate_in_pipeline(self, step: Step, event: str) -> bool:
         """The gate before an Execute of COMMIT. An error is given to the client, and the rest to Sync is skipped."""

@@ -298,6 +298,16 @@ def stale_control() -> Refusal:
     )
 
 
+def replaced_control() -> Refusal:
+    """A portal of COMMIT and its like was executed, and the transaction is still open: code has made a cursor of it."""
+    return _structural(
+        sqlstate.FEATURE_NOT_SUPPORTED,
+        "replaced-control",
+        "what stands behind transaction control whose portal has become a cursor [replaced-control]",
+        "Send its Bind and Execute next to each other.",
+    )
+
+
 def executed_command() -> Refusal:
     """EXECUTE of what a PREPARE could not hold, such as COMMIT: it would do so under the name of an EXECUTE."""
     return _structural(

@@ -43,9 +43,8 @@ class Session:
         self.has_written = False  # a permitted write ran in the open transaction
         self.has_rolled_back = False  # and a ROLLBACK TO may have undone it
         self.has_savepoint = False  # a SAVEPOINT may be open
-        self.transactions = (
-            0  # how many have ended: what was read in an earlier one says nothing of a later one
-        )
+        #: Grows whenever none is open any more: what was read in an earlier one says nothing of a later one.
+        self.transactions = 0
         self.waiting: deque[Frame] = deque()
         self.held_bytes = 0
         self.is_terminated = False
@@ -342,6 +341,8 @@ class Session:
         ledger.receive(events)
         if ledger.completed:
             for done in ledger.completed:
+                if ledger.status == _IDLE and (done.kind == Kind.SYNC or done.kind == Kind.QUERY):
+                    self.transactions += 1  # whoever's it was: the server may have set its counters to zero
                 if done.parked or not done.forward:
                     self._learn_parked(done)
                 if done.forward:

@@ -13,7 +13,11 @@ from tests.promises.test_nothing_uncovered import (
     HELD,
     PAY,
     PAY_AND_HIDE,
+    PAYING_CURSOR,
     READ_WRITE,
+    B,
+    E,
+    P,
     ex,
     q,
     text_of,
@@ -33,7 +37,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON scripts, acts, ran TO sqlwall_test_app;
 """
 RAN = "SELECT result FROM ran WHERE id = {}"
 HELD_SETTING = f"DECLARE h CURSOR WITH HOLD FOR {text_of(READ_WRITE)}"
-SCRIPTS = {1: READ_WRITE, 2: PAY_AND_HIDE, 3: HELD, 4: HELD_SETTING, 5: PAY}
+SCRIPTS = {1: READ_WRITE, 2: PAY_AND_HIDE, 3: HELD, 4: HELD_SETTING, 5: PAY, 6: PAYING_CURSOR}
+#: The portal of transaction control is another's cursor before it is executed.
+REPLACED = B(b"p", b"") + ex(RAN.format(6)) + E(b"p")
 
 NAMELESS: dict[str, list[bytes]] = {
     "held by a view": [q("BEGIN"), q(RAN.format(3)), q("COMMIT")],
@@ -149,6 +155,29 @@ NAMELESS: dict[str, list[bytes]] = {
     "setting, commit, flush": [ex(RAN.format(1)), ex("COMMIT"), FLUSH, ex(RAN.format(2)), SYNC],
     "setting, commit, flush, Query": [ex(RAN.format(1)), ex("COMMIT"), FLUSH, q(RAN.format(2))],
     "setting, commit, Query": [ex(RAN.format(1)), ex("COMMIT"), q(RAN.format(2))],
+    "a portal of ROLLBACK replaced": [q("BEGIN"), P(b"", b"ROLLBACK") + REPLACED, ex("COMMIT"), SYNC],
+    "a portal of ROLLBACK replaced, one pipeline": [
+        ex("BEGIN"),
+        P(b"", b"ROLLBACK") + REPLACED,
+        ex("COMMIT"),
+        SYNC,
+    ],
+    "a portal of ROLLBACK replaced, flush": [q("BEGIN"), P(b"", b"ROLLBACK") + REPLACED, FLUSH, q("COMMIT")],
+    "a portal of ROLLBACK replaced, alone": [q("BEGIN"), P(b"", b"ROLLBACK") + REPLACED, SYNC, q("COMMIT")],
+    "a portal of COMMIT replaced": [
+        q("BEGIN"),
+        q("SAVEPOINT a"),
+        P(b"", b"COMMIT") + REPLACED,
+        ex("COMMIT"),
+        SYNC,
+    ],
+    "a portal of COMMIT AND CHAIN replaced": [
+        q("BEGIN"),
+        q("SAVEPOINT a"),
+        P(b"", b"COMMIT AND CHAIN") + REPLACED,
+        ex("COMMIT"),
+        SYNC,
+    ],
     "setting in a string block": [q(f"BEGIN READ ONLY; {HELD_SETTING}; COMMIT; {text_of(PAY_AND_HIDE)}")],
     "setting in a pipelined block": [
         ex("BEGIN READ ONLY"),
