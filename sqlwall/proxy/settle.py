@@ -19,7 +19,7 @@ from sqlwall.store.snapshots import Snapshots
 logger = logging.getLogger(__name__)
 
 #: What pg_xact_status says; a transaction in progress is left alone, and one too old to be known stays unknown.
-_OUTCOMES = {"committed": SnapshotState.COMMITTED, "aborted": SnapshotState.ABORTED}
+OUTCOMES = {"committed": SnapshotState.COMMITTED, "aborted": SnapshotState.ABORTED}
 
 
 async def settle_all(snapshots: Snapshots, observers: Observers) -> int:
@@ -45,7 +45,7 @@ async def _settle(record: SnapshotRecord, snapshots: Snapshots, observer: Observ
         logger.warning("snapshot %s is of another server: its outcome cannot be known", record.id)
         return False
     ((status,),) = await observer.fetch(queries.STATUS, (record.xid,))
-    state = _OUTCOMES.get(status or "")
+    state = OUTCOMES.get(status or "")
     has_blob = state is None or await asyncio.to_thread(snapshots.has_blob, record)
     if state is SnapshotState.ABORTED and not has_blob:
         # The wall ended before the blob was kept: there is nothing to show of a write that never was.

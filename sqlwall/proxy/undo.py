@@ -22,6 +22,7 @@ from psycopg.pq import TransactionStatus
 from sqlwall.errors import SnapshotError, UpstreamError, first_line
 from sqlwall.proxy.integrity import Conflicts, Counts, Integrity, check_none, key_columns
 from sqlwall.proxy.redefine import Redefinition
+from sqlwall.proxy.settle import OUTCOMES
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot import queries, trash, undo
 from sqlwall.snapshot.images import EXACT_SETTINGS
@@ -113,7 +114,9 @@ class Undoer:
 
         Raises SnapshotError for a snapshot that cannot be undone here at all, UpstreamError if the server fails.
         """
-        readers = [self._open(record) for record in sorted(records, key=lambda r: r.id, reverse=True)]
+        wanted = sorted({record.id for record in records}, reverse=True)
+        self._settle_undos(wanted)
+        readers = [self._open(self._snapshots.find(one)) for one in wanted]
         with self._failures(), self._connection.cursor() as cursor:
             cursor.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
             try:
@@ -163,6 +166,20 @@ class Undoer:
             cursor.execute("ROLLBACK")
 
     # -- what is to be undone
+
+    def _settle_undos(self, wanted: Sequence[str]) -> None:
+        """What became of earlier undos of these whose end nobody has written down."""
+        for record in self._snapshots.unsettled():
+            for undone in set(wanted).intersection(record.undoes):
+                with self._failures():
+                    ((system, _, _),) = self._rows(queries.IDENTITY)
+                    ((status,),) = self._rows(queries.STATUS, [record.xid])
+                state = OUTCOMES.get(status or "") if system == record.system else None
+                if state is None:
+                    raise SnapshotError(
+                        f"snapshot {undone} is being undone by {record.id}, whose end is not known yet"
+                    )
+                self._snapshots.settle(record.id, state)
 
     def _open(self, record: SnapshotRecord) -> SnapshotReader:
         if record.state is not SnapshotState.COMMITTED:

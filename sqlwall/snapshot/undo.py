@@ -335,8 +335,9 @@ class Restore:
         return (
             f"SELECT {self.describe('a')} FROM {self._temporary('match')} AS m"
             f" JOIN {self._temporary('after')} AS a ON a.ctid = m.row"
-            f" WHERE m.step = {step} AND m.round = 2 AND m.same AND m.tid <> ALL ({self._matched(step, 1)})"
-            f" LIMIT {SHOWN}"
+            f" WHERE m.step = {step} AND m.round = 2 AND m.same AND m.tid NOT IN"
+            f" (SELECT o.tid FROM {self._temporary('match')} AS o"
+            f" WHERE o.step = {step} AND o.round = 1 AND o.same) LIMIT {SHOWN}"
         )
 
     def remove(self, step: int) -> str:

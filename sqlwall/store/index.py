@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from sqlwall.errors import StoreError
+from sqlwall.errors import SnapshotError, StoreError
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.schema import SNAPSHOTS
 from sqlwall.store.stamp import format_time, parse_time, utc_now
@@ -137,7 +137,12 @@ def enter(
     undoes: Sequence[str],
     locked_until: datetime,
 ) -> None:
-    """Put a snapshot whose blob is durable into the index, as prepared."""
+    """Put a snapshot whose blob is durable into the index, as prepared.
+
+    Raises SnapshotError for an undo of what somebody else has undone meanwhile, or is about to.
+    """
+    if undoes:
+        _check_free(connection, undoes)
     values = {
         **_indexed(manifest),
         "state": SnapshotState.PREPARED.value,
@@ -186,6 +191,22 @@ def settle(connection: Connection, snapshot_id: str, state: SnapshotState) -> bo
     if state is SnapshotState.COMMITTED and row.undoes != _NOTHING:
         _mark(connection, snapshot_id)
     return True
+
+
+def _check_free(connection: Connection, undoes: Sequence[str]) -> None:
+    """Two undos of one snapshot would take away twice what it added: of equal rows, somebody else's."""
+    query = (
+        sa.select(SNAPSHOTS.c.id, SNAPSHOTS.c.undone_by).where(SNAPSHOTS.c.id.in_(undoes)).with_for_update()
+    )
+    for row in connection.execute(query):
+        if row.undone_by is not None:
+            raise SnapshotError(f"snapshot {row.id} was undone already, by {row.undone_by}")
+    others = sa.select(SNAPSHOTS.c.id, SNAPSHOTS.c.undoes).where(
+        SNAPSHOTS.c.state.in_(OPEN_STATES), SNAPSHOTS.c.undoes != _NOTHING
+    )
+    for row in connection.execute(others):
+        for undone in set(undoes).intersection(json.loads(row.undoes)):
+            raise SnapshotError(f"snapshot {undone} is being undone by {row.id}, whose end is not known yet")
 
 
 def _mark(connection: Connection, undo: str) -> None:

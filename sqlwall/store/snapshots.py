@@ -129,7 +129,7 @@ class Snapshots:
     def enter(
         self, manifest: Manifest, size: int, digest: str, undoes: Sequence[str], connection: Connection
     ) -> None:
-        """Put a snapshot whose blob is durable into the index."""
+        """Put a snapshot whose blob is durable into the index. Raises SnapshotError as `index.enter` does."""
         locked_until = parse_time(manifest.created) + self._lock
         index.enter(connection, manifest, size=size, digest=digest, undoes=undoes, locked_until=locked_until)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sqlwall.errors import SnapshotError, UpstreamError
+from sqlwall.proxy.undo import Outcome, Undoer
 from sqlwall.snapshot.undo import ConflictKind
 from sqlwall.store.index import SnapshotState
 from tests.postgres import Server, fresh_database
@@ -298,6 +301,46 @@ def test_rehearsal_reads_every_row_back_to_the_byte(guarded: Guarded) -> None:
     for record in guarded.snapshots.list():
         assert guarded.rehearse(record.id) == []
     assert guarded.bags() == state
+
+
+def test_what_was_undone_meanwhile_is_not_undone_twice(guarded: Guarded) -> None:
+    """Of rows without a key one is as good as another: a second undo would take away somebody else's."""
+    run(guarded, "INSERT INTO heap VALUES ('same', 0)")
+    (record,) = guarded.snapshots.list()
+    assert guarded.undo(record.id).conflicts == ()
+    state = guarded.bags()
+    with guarded._undoer() as undoer, pytest.raises(SnapshotError, match="undone already"):
+        undoer.undo([record], actor="test", dry_run=False)
+    assert guarded.bags() == state
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_of_two_undos_at_once_one_is_refused(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, is_noted: bool
+) -> None:
+    """The other one comes between its look at the index and its transaction, and perhaps dies before it says so."""
+    run(guarded, "INSERT INTO heap VALUES ('same', 0)")
+    (record,) = guarded.snapshots.list()
+    before = guarded.bags()["heap"] - Counter([b"same\t0\n"])
+    begins = Undoer._in_transaction
+    others: list[str] = []
+
+    def overtaken(self: Undoer, *arguments: Any, **options: Any) -> Outcome:
+        if not others:
+            others.append("begun")
+            if not is_noted:
+                monkeypatch.setattr(Undoer, "_settle", lambda *_: None)
+            others.extend(guarded.undo(record.id).snapshots)
+        return begins(self, *arguments, **options)
+
+    monkeypatch.setattr(Undoer, "_in_transaction", overtaken)
+    with pytest.raises(SnapshotError, match="undone already" if is_noted else "is being undone by"):
+        guarded.undo(record.id)
+    monkeypatch.undo()
+    assert guarded.bags()["heap"] == before
+    with pytest.raises(SnapshotError, match=f"undone already, by {others[1]}"):
+        guarded.undo(record.id)
+    assert guarded.undo(others[1]).conflicts == ()
 
 
 def test_functions_of_a_table_find_what_they_name_without_a_schema(guarded: Guarded) -> None:
