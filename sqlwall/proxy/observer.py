@@ -118,8 +118,8 @@ class Observer:
             queries.RELATIONS, (list(oids),)
         ):
             listed = tuple(
-                Column(column, kind_of, int(number), generated, identity)
-                for column, kind_of, number, generated, identity in columns or ()
+                Column(column, kind_of, int(number), *more)
+                for column, kind_of, number, *more in columns or ()
             )
             found[oid] = Table(oid, schema, name, kind, size, rows, listed, tuple(key or ()), is_readable)
         return found

@@ -140,7 +140,9 @@ class Undoer:
                     for kind, part in (("after", change.after), ("before", change.before)):
                         digest = hashlib.sha256()
                         if change.columns and part.rows:
-                            with cursor.copy(restore.unload(kind, step.number).encode()) as rows:
+                            with cursor.copy(
+                                restore.unload(kind, step.number, change.columns).encode()
+                            ) as rows:
                                 for data in rows:
                                     digest.update(data)
                             if digest.hexdigest() != part.digest:
@@ -245,7 +247,7 @@ class Undoer:
                 if row is None:
                     conflicts.append(Conflict(manifest.id, change.label, ConflictKind.MISSING))
                     continue
-                columns = tuple(Column(c, t, int(n), g, i) for c, t, n, g, i in row[6] or ())
+                columns = tuple(Column(c, t, int(n), *more) for c, t, n, *more in row[6] or ())
                 if differing := undo.differences(change, columns):
                     conflicts.append(Conflict(manifest.id, change.label, ConflictKind.ALTERED, "", differing))
                     continue

@@ -162,7 +162,7 @@ def sequence_state(oid: int, schema: str, name: str) -> bytes:
 
 def observe_all(schema: str, name: str, columns: Sequence[Column]) -> str:
     """COPY of every row of one table."""
-    listed = ", ".join(f"t.{quote_identifier(column.name)}" for column in columns)
+    listed = ", ".join(column.image("t") for column in columns)
     return f"COPY (SELECT {listed} FROM ONLY {qualify(schema, name)} AS t) TO STDOUT"
 
 

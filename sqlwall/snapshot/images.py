@@ -30,6 +30,22 @@ EXACT_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+#: What a column of pg_attribute `a` is read as, where its type's own text says less than there is: xml loses its
+#: declaration, and the name of an object is another's once objects are renamed, or nobody's alone (an overloaded
+#: function's). Its type's input takes the result. Empty where the text is exact; what is inside row types is read as it
+#: is.
+READ_AS: Final = """coalesce((SELECT
+      CASE WHEN coalesce(e.typoutput, y.typoutput) OPERATOR(pg_catalog.=) 'pg_catalog.xml_out'::pg_catalog.regproc
+        THEN 'text'
+      WHEN coalesce(e.typoutput, y.typoutput) OPERATOR(pg_catalog.=) ANY (
+        '{regprocout,regprocedureout,regoperout,regoperatorout,regclassout,regcollationout,regtypeout,regroleout,'
+        'regnamespaceout,regconfigout,regdictionaryout}'::pg_catalog.regproc[]) THEN 'oid' END
+      OPERATOR(pg_catalog.||) CASE WHEN e.oid IS NULL THEN '' ELSE '[]' END
+    FROM pg_catalog.pg_type y LEFT JOIN pg_catalog.pg_type b ON b.oid OPERATOR(pg_catalog.=) y.typbasetype
+      LEFT JOIN pg_catalog.pg_type e ON y.typoutput OPERATOR(pg_catalog.=) 'pg_catalog.array_out'::pg_catalog.regproc
+        AND e.oid OPERATOR(pg_catalog.=) coalesce(nullif(y.typelem, 0), b.typelem)
+    WHERE y.oid OPERATOR(pg_catalog.=) a.atttypid), '')"""
+
 _ESCAPES: Final = tuple(
     (character, b"\\" + letter)
     for character, letter in (

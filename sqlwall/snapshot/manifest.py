@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from sqlwall.errors import SnapshotError
+from sqlwall.snapshot.images import quote_identifier
 
-#: Written into every manifest; a reader refuses what it does not know. The first knew rows only.
-FORMAT: Final = 2
-_READABLE: Final = (1, 2)
+#: Written into every manifest; a reader refuses what it does not know. The first knew rows only,
+#: the second no `Column.read_as`.
+FORMAT: Final = 3
+_READABLE: Final = (1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Column:
     """One column of an image, in the order of the fields of a line.
 
     `type` is what format_type says, `number` is attnum. `generated` is empty or ``s``: virtual columns have no image.
-    `identity` is empty, ``a`` (always) or ``d`` (by default).
+    `identity` is empty, ``a`` (always) or ``d`` (by default). `read_as` is the type of pg_catalog that images are
+    read through, empty where the type's own text is exact (`images.READ_AS`).
     """
 
     name: str
@@ -32,6 +35,12 @@ class Column:
     number: int
     generated: str = ""
     identity: str = ""
+    read_as: str = ""
+
+    def image(self, alias: str) -> str:
+        """The expression that images hold of it."""
+        name = f"{alias}.{quote_identifier(self.name)}"
+        return f"{name}::pg_catalog.{self.read_as}" if self.read_as else name
 
 
 @dataclass(frozen=True, slots=True)

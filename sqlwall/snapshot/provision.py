@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sqlwall.snapshot.images import EXACT_SETTINGS, quote_identifier
+from sqlwall.snapshot.images import EXACT_SETTINGS, READ_AS, quote_identifier
 from sqlwall.snapshot.trash import SCHEMA as TRASH
 
 #: The schema of our functions. Its prefix is reserved: no ruleset can allow an agent anything in it.
@@ -48,8 +48,8 @@ END $_$""",
 RETURNS TABLE (tid tid, place int, value text) {_HEAD} $_$
 DECLARE listed text;
 BEGIN
-  SELECT string_agg(format($q$(%s, CASE WHEN num_nulls(t.%I) = 0 THEN format('%%s', t.%I) END)$q$,
-      a.attnum, a.attname, a.attname), ', ')
+  SELECT string_agg(format($q$(%s, CASE WHEN num_nulls(t.%I) = 0 THEN format('%%s', t.%I%s) END)$q$,
+      a.attnum, a.attname, a.attname, '::' || nullif({READ_AS}, '')), ', ')
     INTO listed FROM pg_attribute a
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v';
   RETURN QUERY EXECUTE format($q$SELECT t.ctid, v.place, v.value FROM ONLY %s AS t

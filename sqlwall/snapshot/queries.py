@@ -11,6 +11,7 @@ from typing import Final
 
 from sqlwall.snapshot.images import (
     EXACT_SETTINGS,
+    READ_AS,
     Tid,
     copy_line,
     qualify,
@@ -26,11 +27,11 @@ Row = Sequence[bytes | None]
 
 #: What an observer must know of tables before it reads them: one row per relation.
 #: The parameter is an array of their object ids. Virtual generated columns have no image.
-RELATIONS: Final = """
+RELATIONS: Final = f"""
 SELECT c.oid::pg_catalog.int8, n.nspname::text, c.relname::text, c.relkind::text,
   pg_catalog.pg_relation_size(c.oid), c.reltuples::pg_catalog.float8,
   (SELECT pg_catalog.array_agg(ARRAY[a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod),
-      a.attnum::text, a.attgenerated::text, a.attidentity::text] ORDER BY a.attnum)
+      a.attnum::text, a.attgenerated::text, a.attidentity::text, {READ_AS}] ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a
     WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
       AND a.attgenerated::text OPERATOR(pg_catalog.<>) 'v'),
@@ -87,7 +88,7 @@ STATUS: Final = "SELECT pg_catalog.pg_xact_status(%s::pg_catalog.text::pg_catalo
 
 def observe_rows(schema: str, name: str, columns: Sequence[Column], tids: Iterable[Tid]) -> str:
     """COPY of the rows at these addresses as others see them: address, xmin, then the image."""
-    listed = "".join(f", t.{quote_identifier(column.name)}" for column in columns)
+    listed = "".join(f", {column.image('t')}" for column in columns)
     return (
         f"COPY (SELECT t.ctid, t.xmin{listed} FROM ONLY {qualify(schema, name)} AS t"
         f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tid_array(tids)})) TO STDOUT"
@@ -243,7 +244,7 @@ class Direct:
         return self._images(f"ARRAY({self.successors(tids).decode()})")
 
     def _images(self, tids: str) -> bytes:
-        listed = "".join(f", t.{quote_identifier(column.name)}" for column in self._columns)
+        listed = "".join(f", {column.image('t')}" for column in self._columns)
         return (
             f"COPY (SELECT t.ctid{listed} FROM ONLY {self._relation} AS t"
             f" WHERE t.ctid OPERATOR(pg_catalog.=) ANY ({tids})) TO STDOUT"

@@ -179,7 +179,7 @@ def differences(change: Change, columns: Sequence[Column]) -> str:
             found.append(f"column {old.name} is called {new.name}")
         elif new.type != old.type:
             found.append(f"column {old.name} was {old.type} and is {new.type}")
-        elif new != old:
+        elif (new.generated, new.identity) != (old.generated, old.identity):
             found.append(f"column {old.name} is generated in another way")
     return ", ".join(found)
 
@@ -223,7 +223,8 @@ class Restore:
         return f"ROW({self._columns(f'{alias}.')})"
 
     def _text(self, alias: str) -> str:
-        return f'({self._image(alias)}::text COLLATE "C")'
+        images = ", ".join(column.image(alias) for column in self.columns)
+        return f'(ROW({images})::text COLLATE "C")'
 
     def _same(self, left: str, right: str) -> str:
         """Equal to the bit; else equal in text, which is as exact as the snapshot is."""
@@ -268,12 +269,10 @@ class Restore:
         """The same for a table without columns."""
         return f"INSERT INTO {self._temporary(kind)} SELECT FROM generate_series(1, {rows})"
 
-    def unload(self, kind: str, step: int) -> str:
-        """COPY of what was loaded, to compare it with the snapshot byte for byte."""
-        return (
-            f"COPY (SELECT {self._columns('t.')} FROM {self._temporary(kind)} AS t WHERE t.{_STEP} = {step})"
-            " TO STDOUT"
-        )
+    def unload(self, kind: str, step: int, columns: Sequence[Column]) -> str:
+        """COPY of what was loaded, to compare it byte for byte with the snapshot, whose columns these are."""
+        listed = ", ".join(column.image("t") for column in columns)
+        return f"COPY (SELECT {listed} FROM {self._temporary(kind)} AS t WHERE t.{_STEP} = {step}) TO STDOUT"
 
     def analyze(self, kind: str) -> str:
         """Tell the planner what was loaded."""
@@ -317,9 +316,9 @@ class Restore:
     def mismatches(self, step: int) -> str:
         """Rows of ``after`` that are not there as they were left: row, whether one has its key, what differs."""
         differing = ", ".join(
-            f"CASE WHEN t.{quoted}::text IS DISTINCT FROM a.{quoted}::text THEN {quote_literal(column.name)} END"
+            f"CASE WHEN ({column.image('t')})::text IS DISTINCT FROM ({column.image('a')})::text"
+            f" THEN {quote_literal(column.name)} END"
             for column in self.columns
-            for quoted in (quote_identifier(column.name),)
         )
         there = "m.tid IS NOT NULL"
         return (

@@ -44,7 +44,8 @@ TYPES: Final[dict[str, tuple[str, ...]]] = {
     "bit(3)": ("B'101'",),
     "varbit": ("B''", "B'10011'"),
     "money": ("'12.34'", "'-0.01'"),
-    "xml": ("'<a>1</a>'", "'text'"),
+    "xml": ("'<a>1</a>'", "'text'", "'<?xml version=\"1.0\" encoding=\"UTF-8\"?><a/>'"),
+    "xml[]": ("ARRAY['<?xml version=\"1.0\"?><a/>'::xml, NULL]",),
     "tsvector": ("'fat:2,4 cat:3A'",),
     "tsquery": ("'fat & (rat | !cat)'",),
     "point": ("'(1,-0)'", "'(NaN,1)'"),
@@ -52,6 +53,8 @@ TYPES: Final[dict[str, tuple[str, ...]]] = {
     "oid": ("4294967295",),
     "regclass": ("'pg_class'", "'public.log'"),
     "regtype": ("'int4'",),
+    "regproc": ("'pg_catalog.now'", "1397"),
+    "regproc[]": ("ARRAY[1397, 0]::regproc[]",),
     '"char"': ("'x'", "''"),
     "name": ("'a name'",),
     "pg_lsn": ("'16/B374D848'",),
@@ -228,7 +231,7 @@ class SchemaMaker:
 
     def __init__(self, chooser: Chooser, server: Abilities) -> None:
         self._number, self._chance, self._one = chooser.number, chooser.chance, chooser.one
-        self._types = tuple(kind for kind in TYPES if kind != "xml" or server.has_xml)
+        self._types = tuple(kind for kind in TYPES if not kind.startswith("xml") or server.has_xml)
         self._major = server.major
         self._ddl: list[str] = list(COMMON)
 

@@ -21,7 +21,6 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
@@ -34,7 +33,7 @@ from sqlwall.store.index import SnapshotState
 from sqlwall.store.stamp import utc_now
 from tests.e2e.wall import APP, OpenWall, RunningWall, make_shop
 from tests.postgres import Database, Server, fresh_database
-from tests.promises.guarded import OBSERVER, UNDO, UNDO_PASSWORD, Guarded, observer
+from tests.promises.guarded import COLUMNS, OBSERVER, UNDO, UNDO_PASSWORD, Guarded, observer, rows_of
 from tests.promises.random_scripts import Statement, Step, Way, World, worlds
 from tests.promises.schemas import Abilities, Schema
 
@@ -197,17 +196,14 @@ class Stage(Guarded):
         yield Undoer(self._undoing, self.snapshots, lambda _: None)
 
     def bags(self) -> dict[str, Counter[bytes]]:
-        """As ever, but for columns that are computed when they are read."""
+        """As ever, on a session that is kept."""
         found: dict[str, Counter[bytes]] = {}
         with self.superuser.transaction():
             self.superuser.execute("SET LOCAL search_path = pg_catalog")
             self.superuser.execute("SET LOCAL timezone = 'UTC'")
             for name, columns in self.superuser.execute(COLUMNS).fetchall():
-                listed = sql.SQL(", ").join(map(sql.Identifier, columns))
-                query = sql.SQL("COPY (SELECT {} FROM ONLY {}) TO STDOUT")
-                with self.superuser.cursor() as cursor:
-                    with cursor.copy(query.format(listed, sql.Identifier("public", name))) as copy:
-                        found[name] = Counter(bytes(line) for line in copy)
+                with self.superuser.cursor() as cursor, cursor.copy(rows_of(name, columns)) as copy:
+                    found[name] = Counter(bytes(line) for line in copy)
         return found
 
     def begin(self, schema: Schema) -> None:
@@ -268,14 +264,6 @@ class Stage(Guarded):
         assert self.bags() == before
         self.undo_all(undone, at_once=at_once)
         assert self.bags() == after
-
-
-COLUMNS = """
-SELECT c.relname, coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attname IS NOT NULL), '{}')
-FROM pg_class c LEFT JOIN pg_attribute a
-  ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' GROUP BY 1
-"""
 
 
 def undo_settings(database: Database) -> UpstreamSettings:

@@ -44,7 +44,7 @@ def test_a_manifest_of_the_first_format_knows_rows_only() -> None:
     found = read_manifest(json.dumps(old | {"format": 1}).encode())
     assert (found.changes, found.sequences, found.moves) == (MANIFEST.changes, (), ())
     with pytest.raises(SnapshotError, match="another version"):
-        read_manifest(json.dumps(old | {"format": 3}).encode())
+        read_manifest(json.dumps(old | {"format": 4}).encode())
 
 
 def test_an_undo_goes_the_other_way() -> None:
