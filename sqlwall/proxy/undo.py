@@ -88,6 +88,7 @@ def open_undo(settings: UpstreamSettings, database: str) -> Connection:
         **EXACT_SETTINGS,
         "row_security": "off",
         "lock_timeout": str(LOCK_TIMEOUT),
+        "synchronous_commit": "on",
         "client_encoding": "UTF8",
     }
     try:
@@ -361,6 +362,7 @@ class Undoer:
     def _commit(self, steps: Sequence[_Step], actor: str, redefinition: Redefinition) -> tuple[str, ...]:
         """Snapshot the undo itself, then commit."""
         ((xid,),) = self._rows(undo.TRANSACTION)
+        self._flush()
         taken: list[str] = []
         try:
             for step in steps:
@@ -376,6 +378,12 @@ class Undoer:
             raise
         self._settle(taken, SnapshotState.COMMITTED)
         return tuple(taken)
+
+    def _flush(self) -> None:
+        """From here on nobody else is ever given our transaction's id: see `queries.FLUSH`."""
+        info = self._connection.info
+        with psycopg.connect(info.dsn, password=info.password, autocommit=True) as other:
+            other.execute(queries.FLUSH.encode())
 
     def _settle(self, taken: Sequence[str], state: SnapshotState) -> None:
         known = {record.id for record in self._snapshots.unsettled()}

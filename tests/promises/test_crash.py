@@ -11,13 +11,18 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from sqlwall.config import Secret, Upstream
+from sqlwall.errors import UpstreamError
 from sqlwall.proxy.settle import settle_all
+from sqlwall.proxy.undo import Undoer, open_undo
+from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.database import writing
 from sqlwall.store.index import SnapshotState
@@ -171,14 +176,55 @@ def test_a_snapshot_without_a_blob_of_a_write_that_never_was_is_forgotten_unless
         }
 
 
-def killing(cluster: Cluster, moment: str, enter: Callable[..., None]) -> Callable[..., None]:
-    """An `enter` during which the agent's backend dies."""
+@contextmanager
+def undoing(cluster: Cluster, snapshots: Snapshots) -> Iterator[Undoer]:
+    """A session that undoes, of a role of its own."""
+    with cluster.connect() as direct:
+        direct.execute("CREATE ROLE undoing LOGIN SUPERUSER PASSWORD 'undoing'")
+    server = cluster.database.server
+    settings = UpstreamSettings.of(
+        Upstream(host=server.host, port=server.port, user="undoing", password=Secret("undoing"))
+    )
+    with open_undo(settings, cluster.database.name) as connection:
+        yield Undoer(connection, snapshots, lambda _: None)
+
+
+def test_an_id_that_a_crash_gives_out_again_is_no_end_of_an_undo(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
+    monkeypatch.chdir(tmp_path)
+    with running_wall(cluster.database, tmp_path, **settings) as wall:
+        keeper = wall.wall.worker.keeper
+        assert keeper is not None
+        snapshots = keeper.snapshots
+        with wall.connect() as agent:
+            agent.execute("UPDATE account SET token = 'written' WHERE id = 1")
+        wall.run(settle_all(snapshots, keeper.observers))
+        (record,) = snapshots.list()
+        with undoing(cluster, snapshots) as undoer, monkeypatch.context() as patched:
+            patched.setattr(snapshots, "enter", killing(cluster, "after", snapshots.enter, "undoing"))
+            with pytest.raises(UpstreamError):
+                undoer.undo([record], actor="test", dry_run=False)
+        with cluster.connect() as direct:
+            for number in range(10):
+                direct.execute("INSERT INTO ledger VALUES (%s)", (str(number),))
+            assert direct.execute("SELECT token FROM account WHERE id = 1").fetchone() == ("written",)
+        assert wall.run(settle_all(snapshots, keeper.observers)) == 0
+        assert snapshots.find(record.id).undone_by is None
+        assert [found.state for found in snapshots.list() if found.undoes] == [SnapshotState.ABORTED]
+
+
+def killing(
+    cluster: Cluster, moment: str, enter: Callable[..., None], role: str = APP
+) -> Callable[..., None]:
+    """An `enter` during which a backend of the role dies."""
 
     def killed(manifest: Manifest, *arguments: object) -> None:
         if moment == "before":
-            cluster.kill_backend(APP)
+            cluster.kill_backend(role)
         enter(manifest, *arguments)
         if moment == "after":
-            cluster.kill_backend(APP)
+            cluster.kill_backend(role)
 
     return killed
