@@ -398,7 +398,7 @@ class Connection:
             self.deadline = 0.0
             # The server keeps the replies to a pipeline back: what runs is at the earliest the first Execute in it.
             runs = next((e for e in ledger.queue if e.forward and e.kind in (Kind.EXECUTE, Kind.QUERY)), None)
-            if runs is not None and not runs.cut:
+            if runs is not None and not runs.cut and not runs.commits:
                 ledger.cut(runs, "it took longer than the ruleset allows")
             self._stop_statement()
         elif self._cut_off is not None and now >= self._cut_off[0]:

@@ -198,6 +198,7 @@ class Lane:
             self._session.end_transaction()
             return
         expectation = self._forward(step)
+        expectation.commits = True
         expectation.holds_ready = has_notice = self._point.has_notice
         await self._line.settled()
         self._point.begin()
@@ -235,8 +236,9 @@ class Lane:
                 if error is not None:
                     self._fail_pipeline(error.raw)
                     break
-            if step.act == Act.COMMIT:
+            if step.act == Act.COMMIT and expectation is not None:
                 committing = expectation
+                committing.commits = True
             if segment.is_turned and ends_transaction(step) and not await self._turn(step, pending):
                 break
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:

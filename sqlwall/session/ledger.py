@@ -87,7 +87,8 @@ class Expectation:
     of our own statement. `row_limit` and `byte_limit` are -1 if unlimited. `is_flush` is a Sync of ours that stands for
     the client's Flush. `holds_ready` keeps the ReadyForQuery from the client, who gets it from someone else: from a
     statement of ours that `gives_ready`, or from the shell. `shows_error` lets the client have the error of a message
-    of ours that belongs to one of its own. The lists are made when they are asked for: of most
+    of ours that belongs to one of its own. `commits` is a COMMIT behind the gate: whether it came in time is the
+    server's to say, so that no limit may make an error of it. The lists are made when they are asked for: of most
     expectations nobody asks.
     """
 
@@ -97,6 +98,7 @@ class Expectation:
         "_tags",
         "byte_limit",
         "bytes",
+        "commits",
         "cut",
         "event",
         "failed",
@@ -139,6 +141,7 @@ class Expectation:
         self.holds_ready = False
         self.gives_ready = False
         self.shows_error = False
+        self.commits = False
         self.parked = b""  # the name of transaction control that a PARSE makes, or that a DEALLOCATE gives up
         self.meaning: tuple[Prepared, ...] = ()
 
