@@ -239,8 +239,12 @@ class Lane:
             if step.act == Act.COMMIT and expectation is not None:
                 committing = expectation
                 committing.commits = True
-            if segment.is_turned and ends_transaction(step) and not await self._turn(step, pending):
-                break
+            if segment.is_turned and ends_transaction(step):
+                is_over = await self._turn(step, pending)
+                self._settle(committing)
+                committing = None  # another's end is not that of this one
+                if not is_over:
+                    break
             if step.act == Act.BEGIN and step.kind == Kind.EXECUTE:
                 self._point.begin()
                 pending.append(block.switch(self._ledger, self._aside.new_name()))
@@ -248,6 +252,10 @@ class Lane:
             await self._finish_ours(segment, pending, event)
         else:
             await self._finish(segment, pending)
+        self._settle(committing)
+
+    def _settle(self, committing: Expectation | None) -> None:
+        """What has become of the last COMMIT behind the gate, if there was one."""
         if committing is not None:
             self._point.settle(is_committed=not committing.failed and committing.tags == [b"COMMIT"])
             if self._point.has_notice:
