@@ -237,11 +237,13 @@ class Undoer:
         late = {row[0] for row in indexes if not row[3]}
         rules = {row[0] for row in self._rows("SELECT ev_class::int8 FROM pg_rewrite WHERE ev_class = ANY (%s::oid[])",
                                               [oids])}  # fmt: skip
+        row_types = self._rows(undo.ROW_TYPES, [oids])
         restores: dict[int, Restore] = {}
         conflicts: list[Conflict] = []
         steps: list[_Step] = []
         for number, reader in enumerate(readers):
             manifest = reader.manifest
+            conflicts += self._retyped(manifest, row_types)
             changes: list[tuple[Change, Restore]] = []
             for change in manifest.changes:
                 row = tables.get(change.oid)
@@ -265,6 +267,17 @@ class Undoer:
         if conflicts:
             raise Conflicts(conflicts)
         return steps
+
+    def _retyped(self, manifest: Manifest, row_types: Sequence[Sequence[Any]]) -> Iterator[Conflict]:
+        """Row types that were altered since: a value would come back in whatever stands at its place now."""
+        if not row_types:
+            return
+        labels = {change.oid: change.label for change in manifest.changes}
+        ((age,),) = self._rows(undo.AGE, [manifest.xid])
+        for oid, column, name, altered in row_types:
+            if oid in labels and altered < age:
+                what = f"row type {name} of column {column} was altered"
+                yield Conflict(manifest.id, labels[oid], ConflictKind.ALTERED, "", what)
 
     def _enter_mode(self, restores: Sequence[Restore], integrity: Integrity) -> None:
         """Switch triggers and foreign keys off; without the right to, only what has none can be done exactly."""

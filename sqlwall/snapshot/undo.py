@@ -155,6 +155,26 @@ WHERE r.ev_class = ANY (%s::oid[]) AND r.ev_enabled <> 'D' AND r.ev_type <> '1'
 ORDER BY 1, 2
 """
 
+#: Row types that columns of these tables hold, at whatever depth, and how many transactions ago one of their attributes
+#: was last added, dropped or altered: images of their values go by place.
+ROW_TYPES: Final = """
+WITH RECURSIVE held AS (
+  SELECT a.attrelid, a.attname, a.atttypid AS type FROM pg_attribute a
+  WHERE a.attrelid = ANY (%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+  UNION
+  SELECT h.attrelid, h.attname, inner_type FROM held h JOIN pg_type t ON t.oid = h.type, LATERAL (
+    SELECT t.typbasetype UNION ALL SELECT t.typelem
+    UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+    UNION ALL SELECT a.atttypid FROM pg_attribute a
+      WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+  ) AS inside (inner_type) WHERE inner_type <> 0)
+SELECT h.attrelid::int8, h.attname::text, format_type(t.oid, NULL), min(age(a.xmin))
+FROM held h JOIN pg_type t ON t.oid = h.type JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0
+GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+"""
+#: How many transactions ago the one was that is named by its whole id.
+AGE: Final = "SELECT age((%s::numeric %% 4294967296)::text::xid)"
+
 #: What the open transaction has written to tables that outlive it.
 WRITTEN: Final = """
 SELECT s.relid::int8, s.schemaname || '.' || s.relname, s.n_tup_ins, s.n_tup_upd, s.n_tup_del

@@ -125,6 +125,12 @@ CONFLICTS: dict[str, tuple[str, list[str], ConflictKind, str]] = {
         ConflictKind.ALTERED,
         "amount was numeric and is double precision",
     ),
+    "row type altered": (
+        "DELETE FROM shaped WHERE id = 1",
+        ["ALTER TYPE shape DROP ATTRIBUTE a", "ALTER TYPE shape ADD ATTRIBUTE z int"],
+        ConflictKind.ALTERED,
+        "row type public.shape of column shapes was altered",
+    ),
     "table gone": (
         "UPDATE named SET name = 'a' WHERE id = 1",
         ["DROP TABLE named"],
@@ -151,9 +157,13 @@ def test_what_stands_against_it_is_named_and_nothing_is_changed(
         guarded,
         "CREATE TABLE named (id int PRIMARY KEY, name text UNIQUE)",
         "CREATE TABLE late (id int PRIMARY KEY, name text UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+        "CREATE TYPE shape AS (a int, b int)",
+        "CREATE DOMAIN shape_list AS shape[]",
+        "CREATE TABLE shaped (id int PRIMARY KEY, shapes shape_list)",
+        "INSERT INTO shaped VALUES (1, '{\"(1,2)\"}')",
         "INSERT INTO named VALUES (1, 'one'), (2, 'two')",
         "INSERT INTO late VALUES (1, 'one'), (2, 'two')",
-        "GRANT ALL ON named, late TO PUBLIC",
+        "GRANT ALL ON named, late, shaped TO PUBLIC",
     )
     run(guarded, write)
     person(guarded, *meanwhile)
