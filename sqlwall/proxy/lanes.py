@@ -197,9 +197,11 @@ class Lane:
             self._line.send_client(error + _IDLE_NOW)
             self._session.end_transaction()
             return
-        expectation = self._forward(step)
+        expectation, raw = self._session.dispatch(step)
+        assert expectation is not None
         expectation.commits = True
         expectation.holds_ready = has_notice = self._point.has_notice
+        self._line.send_server(raw)
         await self._line.settled()
         self._point.begin()
         self._point.settle(is_committed=not expectation.failed and expectation.tags == [b"COMMIT"])

@@ -27,21 +27,15 @@ def test_a_limit_that_falls_while_a_commit_is_under_way(
     send = Connection.send_server
     struck: list[str] = []
 
-    def strike(connection: Connection) -> None:
-        queue = connection.session.ledger.queue
-        if any(awaited.forward and awaited.kind in (Kind.EXECUTE, Kind.QUERY) for awaited in queue):
+    def send_and_strike(connection: Connection, data: bytes) -> None:
+        send(connection, data)
+        if data == frontend.query(b"COMMIT") or any(
+            awaited.kind == Kind.EXECUTE and [one.text for one in awaited.meaning] == [b"COMMIT"]
+            for awaited in connection.session.ledger.queue
+        ):
             struck.append(name)
             connection.deadline = 1.0
             connection.expire(2.0, 0.0)
-
-    def send_and_strike(connection: Connection, data: bytes) -> None:
-        send(connection, data)
-        queue = connection.session.ledger.queue
-        if data == frontend.query(b"COMMIT") or any(
-            awaited.kind == Kind.EXECUTE and [one.text for one in awaited.meaning] == [b"COMMIT"]
-            for awaited in queue
-        ):
-            connection._loop.call_soon(strike, connection)
 
     monkeypatch.setattr(Connection, "send_server", send_and_strike)
     before = guarded.bags()
