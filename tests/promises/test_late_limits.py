@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sqlwall.proxy.connection import Connection
@@ -19,34 +21,51 @@ COMMITS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMITS)
-def test_a_limit_that_falls_while_a_commit_is_under_way(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """The clock strikes when the COMMIT has been sent: it may be done before the cancel is there, and may not."""
-    send = Connection.send_server
-    struck: list[str] = []
+class Striking(asyncio.Transport):
+    """The transport towards the server; the clock strikes when a COMMIT has gone through it."""
 
-    def send_and_strike(connection: Connection, data: bytes) -> None:
-        send(connection, data)
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        assert connection._server is not None
+        self._connection = connection
+        self._transport = connection._server
+        self.struck = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+        connection = self._connection
         if data == frontend.query(b"COMMIT") or any(
             awaited.kind == Kind.EXECUTE and [one.text for one in awaited.meaning] == [b"COMMIT"]
             for awaited in connection.session.ledger.queue
         ):
-            struck.append(name)
+            self.struck += 1
             connection.deadline = 1.0
             connection.expire(2.0, 0.0)
 
-    monkeypatch.setattr(Connection, "send_server", send_and_strike)
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+@pytest.mark.parametrize("name", COMMITS)
+def test_a_limit_that_falls_while_a_commit_is_under_way(guarded: Guarded, name: str) -> None:
+    """The COMMIT has been sent: it may be done before the cancel is there, and may not."""
     before = guarded.bags()
     with RawClient(guarded.wall.dsn()) as client:
         if name == "named":
             client.ask(frontend.parse(b"c", b"COMMIT"), SYNC)
         client.query("BEGIN")
         client.query("UPDATE parent SET name = 'changed' WHERE id = 1")
-        struck.clear()
+        (connection,) = guarded.wall.wall.worker._connections
+        assert isinstance(connection, Connection)
+        connection._server = transport = Striking(connection)
         said = client.ask(*COMMITS[name])
-        assert struck
+        assert transport.struck
         is_committed = tags(said)[-1:] == [b"COMMIT"]
         assert is_committed or states(said) == ["57014"]
     guarded.settled()
