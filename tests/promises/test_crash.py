@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -20,15 +20,16 @@ import pytest
 
 from sqlwall.config import Secret, Upstream
 from sqlwall.errors import UpstreamError
+from sqlwall.proxy.guard import Keeper
 from sqlwall.proxy.settle import settle_all
 from sqlwall.proxy.undo import Undoer, open_undo
 from sqlwall.proxy.upstream import UpstreamSettings
 from sqlwall.snapshot.manifest import Manifest
 from sqlwall.store.database import writing
-from sqlwall.store.index import SnapshotState
+from sqlwall.store.index import SnapshotRecord, SnapshotState
 from sqlwall.store.snapshots import Snapshots
 from sqlwall.store.stamp import new_ulid
-from tests.e2e.wall import APP, running_wall
+from tests.e2e.wall import APP, RunningWall, running_wall
 from tests.promises.crash import (
     OBSERVER,
     OBSERVER_PASSWORD,
@@ -84,96 +85,107 @@ def victims(count: int, chance: random.Random) -> list[Victim]:
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """A wall before the cluster that keeps snapshots."""
+
+    wall: RunningWall
+    keeper: Keeper
+
+    @property
+    def snapshots(self) -> Snapshots:
+        return self.keeper.snapshots
+
+    def settle(self) -> int:
+        """How many snapshots are open still."""
+        return self.wall.run(settle_all(self.keeper.snapshots, self.keeper.observers))
+
+    def write(self, token: str) -> SnapshotRecord:
+        """The only snapshot, of an agent's write."""
+        with self.wall.connect() as agent:
+            agent.execute(f"UPDATE account SET token = '{token}' WHERE id = 1".encode())
+        self.settle()
+        (record,) = self.snapshots.list()
+        return record
+
+
+@pytest.fixture
+def keeping(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeping]:
+    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
+    monkeypatch.chdir(tmp_path)
+    with running_wall(cluster.database, tmp_path, **settings) as wall:
+        keeper = wall.wall.worker.keeper
+        assert keeper is not None
+        yield Keeping(wall, keeper)
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_id_that_a_crash_gives_out_again_settles_no_snapshot_wrongly(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    cluster: Cluster, keeping: Keeping, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """What a killed server had not flushed it forgets, ids of transactions too: it gives them to the next."""
-    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
-    monkeypatch.chdir(tmp_path)
-    with running_wall(cluster.database, tmp_path, **settings) as wall:
-        keeper = wall.wall.worker.keeper
-        assert keeper is not None
-        snapshots = keeper.snapshots
-        with monkeypatch.context() as patched:
-            patched.setattr(snapshots, "enter", killing(cluster, moment, snapshots.enter))
-            with wall.connect() as agent, pytest.raises(psycopg.Error):
-                agent.execute("UPDATE account SET token = 'lost' WHERE id = 1")
-        with cluster.connect() as direct:
-            others = [
-                direct.execute(
-                    "INSERT INTO ledger VALUES (%s) RETURNING pg_current_xact_id()::text", (str(n),)
-                ).fetchone()
-                for n in range(10)
-            ]
-        still_open = wall.run(settle_all(snapshots, keeper.observers))
-        # Where the crash came before the blob could be kept, the index has forgotten the snapshot.
-        for record in snapshots.list():
-            assert (record.xid,) not in others
-            assert record.state is SnapshotState.ABORTED
-            assert snapshots.verify(record.id) == []
-        assert still_open == 0
+    snapshots = keeping.snapshots
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots, "enter", killing(cluster, moment, snapshots.enter))
+        with keeping.wall.connect() as agent, pytest.raises(psycopg.Error):
+            agent.execute("UPDATE account SET token = 'lost' WHERE id = 1")
+    with cluster.connect() as direct:
+        others = [
+            direct.execute(
+                "INSERT INTO ledger VALUES (%s) RETURNING pg_current_xact_id()::text", (str(n),)
+            ).fetchone()
+            for n in range(10)
+        ]
+    still_open = keeping.settle()
+    # Where the crash came before the blob could be kept, the index has forgotten the snapshot.
+    for record in snapshots.list():
+        assert (record.xid,) not in others
+        assert record.state is SnapshotState.ABORTED
+        assert snapshots.verify(record.id) == []
+    assert still_open == 0
 
 
-def test_a_snapshot_without_a_blob_is_never_taken_for_committed(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_without_a_blob_is_never_taken_for_committed(keeping: Keeping) -> None:
     """Wall and server died between the row in the index and the blob; the id has become another transaction's."""
-    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
-    monkeypatch.chdir(tmp_path)
-    with running_wall(cluster.database, tmp_path, **settings) as wall:
-        keeper = wall.wall.worker.keeper
-        assert keeper is not None
-        snapshots = keeper.snapshots
-        with wall.connect() as agent:
-            agent.execute("UPDATE account SET token = 'kept' WHERE id = 1")
-        wall.run(settle_all(snapshots, keeper.observers))
-        (kept,) = snapshots.list()
-        manifest = replace(snapshots.open(kept.id).manifest, id=new_ulid())
-        writer = snapshots.writer(manifest.id)
+    snapshots = keeping.snapshots
+    kept = keeping.write("kept")
+    manifest = replace(snapshots.open(kept.id).manifest, id=new_ulid())
+    writer = snapshots.writer(manifest.id)
+    writer.finish_writing(manifest)
+    with writing(snapshots.engine) as connection:
+        writer.enter(manifest, connection)
+    writer.abort()
+    assert keeping.settle() == 1
+    assert {record.id: record.state for record in snapshots.list()} == {
+        kept.id: SnapshotState.COMMITTED,
+        manifest.id: SnapshotState.UNKNOWN,
+    }
+
+
+def test_a_snapshot_without_a_blob_of_a_write_that_never_was_is_forgotten_unless_it_is_locked(
+    cluster: Cluster, keeping: Keeping
+) -> None:
+    """The wall died between the row in the index and the blob, and the server rolled back."""
+    snapshots = keeping.snapshots
+    kept = keeping.write("kept")
+    locked = Snapshots(snapshots.engine, "kept", lock_seconds=86400)
+    ids = []
+    for store in (snapshots, locked):
+        with cluster.connect() as direct, direct.transaction(force_rollback=True):
+            row = direct.execute("SELECT pg_current_xact_id()::text").fetchone()
+            assert row is not None
+        manifest = replace(snapshots.open(kept.id).manifest, id=new_ulid(), xid=row[0])
+        writer = store.writer(manifest.id)
         writer.finish_writing(manifest)
         with writing(snapshots.engine) as connection:
             writer.enter(manifest, connection)
         writer.abort()
-        assert wall.run(settle_all(snapshots, keeper.observers)) == 1
-        assert {record.id: record.state for record in snapshots.list()} == {
-            kept.id: SnapshotState.COMMITTED,
-            manifest.id: SnapshotState.UNKNOWN,
-        }
-
-
-def test_a_snapshot_without_a_blob_of_a_write_that_never_was_is_forgotten_unless_it_is_locked(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The wall died between the row in the index and the blob, and the server rolled back."""
-    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
-    monkeypatch.chdir(tmp_path)
-    with running_wall(cluster.database, tmp_path, **settings) as wall:
-        keeper = wall.wall.worker.keeper
-        assert keeper is not None
-        snapshots = keeper.snapshots
-        with wall.connect() as agent:
-            agent.execute("UPDATE account SET token = 'kept' WHERE id = 1")
-        wall.run(settle_all(snapshots, keeper.observers))
-        (kept,) = snapshots.list()
-        locked = Snapshots(snapshots.engine, "kept", lock_seconds=86400)
-        ids = []
-        for store in (snapshots, locked):
-            with cluster.connect() as direct, direct.transaction(force_rollback=True):
-                row = direct.execute("SELECT pg_current_xact_id()::text").fetchone()
-                assert row is not None
-            manifest = replace(snapshots.open(kept.id).manifest, id=new_ulid(), xid=row[0])
-            writer = store.writer(manifest.id)
-            writer.finish_writing(manifest)
-            with writing(snapshots.engine) as connection:
-                writer.enter(manifest, connection)
-            writer.abort()
-            ids.append(manifest.id)
-        assert wall.run(settle_all(snapshots, keeper.observers)) == 0
-        assert {record.id: record.state for record in snapshots.list()} == {
-            kept.id: SnapshotState.COMMITTED,
-            ids[1]: SnapshotState.ABORTED,
-        }
+        ids.append(manifest.id)
+    assert keeping.settle() == 0
+    assert {record.id: record.state for record in snapshots.list()} == {
+        kept.id: SnapshotState.COMMITTED,
+        ids[1]: SnapshotState.ABORTED,
+    }
 
 
 @contextmanager
@@ -190,29 +202,21 @@ def undoing(cluster: Cluster, snapshots: Snapshots) -> Iterator[Undoer]:
 
 
 def test_an_id_that_a_crash_gives_out_again_is_no_end_of_an_undo(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"observer__dsn": cluster.database.dsn(OBSERVER, OBSERVER_PASSWORD), "snapshots__url": "kept"}
-    monkeypatch.chdir(tmp_path)
-    with running_wall(cluster.database, tmp_path, **settings) as wall:
-        keeper = wall.wall.worker.keeper
-        assert keeper is not None
-        snapshots = keeper.snapshots
-        with wall.connect() as agent:
-            agent.execute("UPDATE account SET token = 'written' WHERE id = 1")
-        wall.run(settle_all(snapshots, keeper.observers))
-        (record,) = snapshots.list()
-        with undoing(cluster, snapshots) as undoer, monkeypatch.context() as patched:
-            patched.setattr(snapshots, "enter", killing(cluster, "after", snapshots.enter, "undoing"))
-            with pytest.raises(UpstreamError):
-                undoer.undo([record], actor="test", dry_run=False)
-        with cluster.connect() as direct:
-            for number in range(10):
-                direct.execute("INSERT INTO ledger VALUES (%s)", (str(number),))
-            assert direct.execute("SELECT token FROM account WHERE id = 1").fetchone() == ("written",)
-        assert wall.run(settle_all(snapshots, keeper.observers)) == 0
-        assert snapshots.find(record.id).undone_by is None
-        assert [found.state for found in snapshots.list() if found.undoes] == [SnapshotState.ABORTED]
+    snapshots = keeping.snapshots
+    record = keeping.write("written")
+    with undoing(cluster, snapshots) as undoer, monkeypatch.context() as patched:
+        patched.setattr(snapshots, "enter", killing(cluster, "after", snapshots.enter, "undoing"))
+        with pytest.raises(UpstreamError):
+            undoer.undo([record], actor="test", dry_run=False)
+    with cluster.connect() as direct:
+        for number in range(10):
+            direct.execute("INSERT INTO ledger VALUES (%s)", (str(number),))
+        assert direct.execute("SELECT token FROM account WHERE id = 1").fetchone() == ("written",)
+    assert keeping.settle() == 0
+    assert snapshots.find(record.id).undone_by is None
+    assert [found.state for found in snapshots.list() if found.undoes] == [SnapshotState.ABORTED]
 
 
 def killing(
